@@ -1,0 +1,1 @@
+"""Which address: ranges, choice, the IPAM plugins, and the stores behind one contract."""

@@ -1,0 +1,1 @@
+"""The tests; rooms by privilege: unit, netns, contract, stores, vm."""

@@ -1,0 +1,1 @@
+"""Tests of the built archives, as a runtime calls them."""

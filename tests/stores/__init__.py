@@ -1,0 +1,1 @@
+"""The contract of the address stores, held against each of them."""

@@ -1,0 +1,1 @@
+"""Tests that need no privilege and touch nothing outside their own directory."""

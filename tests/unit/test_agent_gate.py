@@ -1,0 +1,103 @@
+"""The way in when the machine has nothing left to let anybody in with."""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cni.agent.gate import Gate
+from cni.agent.listener import listen
+from cni.start import offer
+
+
+class Scene:
+    """A gate with a loop of its own, its clock standing still, at which nobody is admitted."""
+
+    def __init__(self, path: Path) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.now = 0.0
+        self.gate = Gate(
+            listen(path),
+            selector=self.selector,
+            admit=lambda *_: False,
+            clock=lambda: self.now,
+            build_id="b",
+            netns_inode=1,
+            peer_uid=os.geteuid(),
+        )
+        self.path = path
+
+    def turn(self) -> int:
+        """Serve what is ready and return how much it was."""
+        ready = self.selector.select(0)
+        for key, _events in ready:
+            key.data()
+        self.gate.expire()
+        return len(ready)
+
+    def connected(self) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(120)
+        client.connect(str(self.path))
+        return client
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(tmp_path / "run" / "sock")
+    yield scene
+    scene.gate.close()
+    scene.selector.close()
+
+
+def test_loop_rests_while_nothing_can_be_accepted(scene, monkeypatch):
+    def accept(_socket: socket.socket) -> None:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    with scene.connected() as client:
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(socket.socket, "accept", accept)
+            assert scene.turn() == 1
+            assert scene.turn() == 0
+        assert scene.turn() == 0
+        scene.now = 1.0
+        scene.turn()
+        client.send(b"no frame of ours, and longer than a header")
+        while scene.turn():
+            pass
+        with pytest.raises(ConnectionResetError):  # its end was not read
+            client.recv(1)
+
+
+def test_gate_closes_while_it_rests(scene, monkeypatch):
+    def accept(_socket: socket.socket) -> None:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    with scene.connected() as client:
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(socket.socket, "accept", accept)
+            scene.turn()
+        scene.gate.close()
+        assert client.recv(1) == b""
+    scene.now = 1.0
+    assert scene.turn() == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"/opt/cni/bin/\xff\0CNI_COMMAND=ADD\0", b"/opt/cni/bin/static\0CNI_COMMAND=\xff\0", b"/opt/cni/bin/vferry\0"],
+)
+def test_what_no_shim_asks_for_is_refused(scene, body):
+    """Its names would become labels of the metrics, and lines of the log."""
+    header = offer.MAGIC + b"b".ljust(offer.BUILD_BYTES) + (1).to_bytes(8, "little") + b"\3"
+    with scene.connected() as client:
+        socket.send_fds(client, [header + len(body).to_bytes(4, "little") + body], [0, 1])
+        while scene.turn():
+            pass
+        assert client.recv(2) == offer.REFUSED
