@@ -29,9 +29,13 @@ def both(aside: Callable[[], A], meanwhile: Callable[[], M]) -> tuple[A, M]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         thread.start()
-    except RuntimeError:  # no thread left for us
+    except BaseException as error:
+        # Of a handler: the signal was taken by a thread that is not ours, and the new one may be there or not.
+        thread.call_off()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return aside(), meanwhile()
+        if not isinstance(error, RuntimeError):
+            raise
+        return aside(), meanwhile()  # no thread left for us
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         found = meanwhile()
@@ -59,14 +63,22 @@ class _Aside(threading.Thread, Generic[A]):
         self.raised: BaseException | None = None
         self._call = call
         self._returned: list[A] = []
+        self._first = threading.Lock()
 
     def run(self) -> None:
+        if not self._first.acquire(blocking=False):
+            return
         try:
             self._returned.append(self._call())
         except BaseException as error:  # it is raised in the thread that waits
             self.raised = error
         finally:
             self.done.set()
+
+    def call_off(self) -> None:
+        """Have it never begin; where it has, wait for its end."""
+        if not self._first.acquire(blocking=False):
+            self.done.wait()
 
     def returned(self) -> A:
         return self._returned[0]

@@ -96,7 +96,8 @@ class GoSriovFiles:
 
     def delete(self, attachment: Attachment) -> None:
         """Delete an attachment's files; an allocation that has become another netns's stays."""
-        if self.allocated_to(attachment.device_id) == attachment.sandbox.path:
+        # None: there may be what a killed writer has left beside it.
+        if self.allocated_to(attachment.device_id) in (attachment.sandbox.path, None):
             delete_durably(self._allocation(attachment.device_id))
         self.delete_state(attachment)
 

@@ -89,6 +89,7 @@ class KubernetesApi:
         }
         self._connection: tuple[HTTPConnection, Bounded] | None = None
         self._pause_s = _PAUSE_S[0]
+        self._complained = ""  # what the server said last, where it was a complaint
         self._date = ""
         self._is_answered = False
         self._unanswered = 0
@@ -283,10 +284,11 @@ class KubernetesApi:
         except ValueError:
             answer = None
         if 200 <= status < 300 and isinstance(answer, dict):
-            self._pause_s = _PAUSE_S[0]
+            self._pause_s, self._complained = _PAUSE_S[0], ""
             return answer
         answer = answer if isinstance(answer, dict) else {}
         cause = f"HTTP status {status} {answer.get('reason', '')}: {answer.get('message', '')}".rstrip(" :")
+        self._complained = cause
         if status == 429:
             raise _Unanswered(cause, busy=True, pause_s=_seconds(retry_after))
         if 200 <= status < 300 or status >= 500:
@@ -349,7 +351,7 @@ class KubernetesApi:
         if busy and remaining <= wait:
             raise TryAgainLater(f"{self} is too busy", details=cause, hint="the runtime tries again")
         if remaining <= wait:
-            raise self._unreachable(cause)
+            raise self._unreachable(cause if self._complained in ("", cause) else f"{self._complained}; then: {cause}")
         time.sleep(wait)
 
     def _unreachable(self, cause: str) -> CniError:

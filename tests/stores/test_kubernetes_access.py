@@ -15,6 +15,7 @@ import yaml
 from conf.errors import CniError, InvalidNetworkConfig, StoreUnavailable, TryAgainLater
 from ipam.stores.contract import Want
 from ipam.stores.kubeconfig import NotConfigured, find_access
+from ipam.stores.kubernetes_api import KubernetesApi
 from tests.stores.conftest import KUBERNETES, Lab, kubernetes_lab, owner, pool, release, reserve
 
 BLOCK = "10.0.0.0/29"
@@ -56,8 +57,23 @@ def test_5xx_is_tried_again_until_the_deadline(lab, api_server):
     assert release(lab, "c1") == ["10.0.0.1"]
     api_server.switch(fail=1000)
     with pytest.raises(StoreUnavailable) as raised:
-        reserve(lab, "c1", BLOCK, deadline_s=1.0)
+        reserve(lab, "c1", BLOCK, deadline_s=5.0)
     assert "503" in raised.value.details
+
+
+def test_a_server_that_complains_and_then_hangs_up_is_told_with_its_complaint(lab, api_server, monkeypatch):
+    pause = KubernetesApi._pause
+
+    def hang_up_from_now_on(self, *args, **keys):
+        pause(self, *args, **keys)
+        api_server.switch(fail=0, drop=1000)
+
+    monkeypatch.setattr(KubernetesApi, "_pause", hang_up_from_now_on)
+    api_server.switch(fail=1)
+    with pytest.raises(StoreUnavailable) as raised:
+        reserve(lab, "c1", BLOCK, deadline_s=5.0)
+    assert raised.value.details.startswith("HTTP status 503")
+    assert "then: " in raised.value.details
 
 
 @pytest.mark.parametrize("mishap", ["lose", "drop"])

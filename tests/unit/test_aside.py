@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -31,6 +30,9 @@ def interrupting():
 
 
 def none_runs() -> bool:
+    for thread in threading.enumerate():
+        if isinstance(thread, aside._Aside):
+            thread.join(60)  # it has said that it is done, and has yet to go
     return [thread for thread in threading.enumerate() if isinstance(thread, aside._Aside)] == []
 
 
@@ -105,7 +107,8 @@ def test_interruption_of_the_wait_still_waits(interrupting):
     ended = []
 
     def move() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)  # this thread takes none
+        # Not to the process: a thread of pytest's might take it before this one, and both() is interrupted earlier.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
         time.sleep(0.3)
         ended.append("moved")
 
@@ -137,6 +140,43 @@ def test_without_a_thread_one_goes_after_the_other(monkeypatch):
     both(lambda: order.append("moved"), lambda: order.append("found"))
     assert order == ["moved", "found"]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_interruption_of_the_start_leaves_nothing_to_itself(monkeypatch, starts):
+    ended, really = [], aside._Aside.start
+
+    def start(thread):
+        if starts:
+            really(thread)
+        raise Interrupted  # as by a handler, for a signal that another thread has taken
+
+    def move() -> None:
+        time.sleep(0.3)
+        ended.append("moved")
+
+    monkeypatch.setattr(aside._Aside, "start", start)
+    with pytest.raises(Interrupted):
+        both(move, lambda: ended.append("found"))
+    assert ended == ["moved"] * starts
+    assert none_runs()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+def test_thread_that_comes_late_does_nothing(monkeypatch):
+    ended, late = [], []
+
+    def start(thread):
+        late.append(thread)
+        raise Interrupted
+
+    monkeypatch.setattr(aside._Aside, "start", start)
+    with pytest.raises(Interrupted):
+        both(lambda: ended.append("moved"), lambda: ended.append("found"))
+    monkeypatch.undo()
+    late[0].start()
+    late[0].join(60)
+    assert ended == []
 
 
 def test_step_of_the_move_is_what_is_waited_for():

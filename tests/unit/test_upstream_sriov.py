@@ -220,6 +220,14 @@ def test_allocation_that_has_become_anothers_stays(files):
     assert files.load("c", "net1") is None
 
 
+def test_what_a_killed_writer_left_beside_an_allocation_goes_with_the_attachment(files):
+    unfinished = files.root / "pci" / f".{VF}.new"
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.touch()
+    files.delete(OURS)
+    assert not unfinished.exists()
+
+
 @pytest.mark.parametrize("container_id", ["c0ffee", "cnitool-77383ca0a1715733ca6f", "a-b-c"])
 def test_holding_finds_an_attachment_whatever_its_container_is_called(files, container_id):
     files.write(OURS.model_copy(update={"container_id": container_id}))
