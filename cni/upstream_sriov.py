@@ -96,9 +96,10 @@ class GoSriovFiles:
 
     def delete(self, attachment: Attachment) -> None:
         """Delete an attachment's files; an allocation that has become another netns's stays."""
+        device_id = attachment.device_id  # a virtual link has none, and no allocation
         # None: there may be what a killed writer has left beside it.
-        if self.allocated_to(attachment.device_id) in (attachment.sandbox.path, None):
-            delete_durably(self._allocation(attachment.device_id))
+        if device_id and self.allocated_to(device_id) in (attachment.sandbox.path, None):
+            delete_durably(self._allocation(device_id))
         self.delete_state(attachment)
 
     def delete_state(self, attachment: Attachment) -> None:

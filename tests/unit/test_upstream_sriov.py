@@ -220,6 +220,12 @@ def test_allocation_that_has_become_anothers_stays(files):
     assert files.load("c", "net1") is None
 
 
+def test_virtual_link_has_no_allocation(files):
+    files.write(OURS)
+    files.delete(OURS.model_copy(update={"container_id": "d", "device_id": ""}))
+    assert files.allocated_to(VF) == "/n"
+
+
 def test_what_a_killed_writer_left_beside_an_allocation_goes_with_the_attachment(files):
     unfinished = files.root / "pci" / f".{VF}.new"
     unfinished.parent.mkdir(parents=True, exist_ok=True)
