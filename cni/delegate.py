@@ -9,6 +9,7 @@ Source: https://www.cni.dev/docs/spec/#section-4-plugin-delegation, containernet
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -123,6 +124,13 @@ def _are_one_archive(one: Path, other: Path) -> bool:
 
 
 def _table(path: Path) -> tuple[int, bytes]:
+    status = path.stat()
+    return _read_table(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_table(path: Path, _as_it_is: tuple[int, ...]) -> tuple[int, bytes]:
+    # Once for an invocation, which asks for its IPAM plugin several times.
     with path.open("rb") as archive:
         size = archive.seek(0, os.SEEK_END)
         archive.seek(max(0, size - _TABLE_BYTES))

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from cni import attachments
 from cni.attachments import Attachments, delete_durably, write_durably
 from conf.attachment import Attachment, LinkRecord, SandboxRecord, VfRecord, Wanted
 from conf.errors import IoFailure
@@ -84,6 +85,29 @@ def test_holding_counts_who_has_not_given_back(records):
     records.write(attachment("b").model_copy(update={"returned": True}))
     records.write(attachment("c").model_copy(update={"device_id": "0000:3b:02.1"}))
     assert [record.container_id for record in records.holding(VF)] == ["a"]
+
+
+@pytest.mark.parametrize("indent", [None, 1, 4])
+@pytest.mark.parametrize("other", ["0000:3b:02.1", f"{VF}0", ""])
+def test_records_of_one_device_are_found_however_they_are_written(records, indent, other):
+    for name, device_id in (("a", VF), ("b", other)):
+        # What a user may name like our key must not be taken for it.
+        recorded = attachment(name).model_copy(update={"device_id": device_id, "network": f'"device_id": "{VF}"'})
+        records.write(recorded)
+        (path,) = records.root.rglob(f"{name}:*.json")
+        path.write_text(json.dumps(json.loads(path.read_bytes()), indent=indent))
+    assert [record.container_id for record in records.every(device_id=VF)] == ["a"]
+    assert [record.container_id for record in records.every(device_id=other)] == ["b"]
+
+
+def test_of_one_device_the_others_are_not_even_decoded(records, monkeypatch):
+    decoded = []
+    real = attachments._decoded
+    monkeypatch.setattr(attachments, "_decoded", lambda content, path: decoded.append(path) or real(content, path))
+    for number in range(20):
+        records.write(attachment(f"c{number}").model_copy(update={"device_id": f"0000:3b:02.{number}"}))
+    assert len(records.holding("0000:3b:02.19")) == 1
+    assert len(decoded) == 1
 
 
 @pytest.mark.parametrize("umask", [0, 0o022])

@@ -83,6 +83,14 @@ def test_archive_of_another_build_is_foreign(tmp_path):
     assert isinstance(find("static", [str(tmp_path)], archive=str(archive)), ForeignPlugin)
 
 
+def test_archive_that_is_replaced_in_the_middle_is_looked_at_again(tmp_path):
+    archive = write_archive(tmp_path / "vferry", build_id="1" * 16)
+    write_archive(tmp_path / "static", build_id="1" * 16)
+    assert isinstance(find("static", [str(tmp_path)], archive=str(archive)), Static)
+    write_archive(tmp_path / "new", build_id="2" * 16).replace(tmp_path / "static")
+    assert isinstance(find("static", [str(tmp_path)], archive=str(archive)), ForeignPlugin)
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/bin/sh", "../x", 7, True, ["static"], {"type": "x"}])
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(InvalidNetworkConfig, match='"type"') as refused:
