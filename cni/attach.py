@@ -90,17 +90,22 @@ def move_in(kernel: Kernel, host: Rtnetlink, link: Link, *, sandbox: Netns, ifna
 @contextmanager
 def located(kernel: Kernel, host: Rtnetlink, attachment: Attachment) -> Iterator[Place | None]:
     """Find the netdev of an attachment: on the host, or in the recorded sandbox under any name; None if in neither."""
-    on_host = home_link(kernel, host, attachment)
+    recorded = attachment.link
+    # The host may have hundreds of links: one without a device, renamed there, is looked for last.
+    virtual = None if recorded is None or _has_device(attachment, recorded) else recorded
+    on_host = _virtual_named(host, virtual, virtual.ifname) if virtual else home_link(kernel, host, attachment)
     if on_host is not None:
         yield Place(host, on_host, None)
         return
     with opened(attachment.sandbox) as sandbox:
-        if sandbox is None:
-            yield None
-            return
-        with kernel.rtnetlink(sandbox) as inside:
-            link = _of_device(inside, attachment, attachment.ifname)
-            yield Place(inside, link, sandbox) if link else None
+        if sandbox is not None:
+            with kernel.rtnetlink(sandbox) as inside:
+                link = _of_device(inside, attachment, attachment.ifname)
+                if link is not None:
+                    yield Place(inside, link, sandbox)
+                    return
+    on_host = home_link(kernel, host, attachment) if virtual else None
+    yield Place(host, on_host, None) if on_host else None
 
 
 def host_link(kernel: Kernel, host: Rtnetlink, pci_address: str) -> Link | None:
@@ -150,35 +155,51 @@ def move_out(kernel: Kernel, host: Rtnetlink, attachment: Attachment) -> Link | 
 
 def _of_device(rtnl: Rtnetlink, attachment: Attachment, ifname: str) -> Link | None:
     """Find the netdev of an attachment in one netns, where it had or was given the name ``ifname``."""
-    recorded, links = attachment.link, rtnl.links()
-    parents = {attachment.device_id, recorded.parent_dev if recorded else None} - {"", None}
+    recorded = attachment.link
+    if recorded and not _has_device(attachment, recorded):
+        return _virtual_named(rtnl, recorded, ifname) or _virtual_with_alias(rtnl, recorded)
+    links = rtnl.links()
+    parents = _parents(attachment, recorded)
     by_parent = [link for link in links if link.parent_dev in parents]
     if recorded and recorded.shares_device:
         # Ports of one card are on one function.
         return next((link for link in by_parent if link.perm_mac == recorded.perm_mac), None)
     if by_parent:
         return by_parent[0]
-    if parents:
-        # Before Linux 5.14 a link does not name its parent; only a physical link has no kind.
-        kindless = [link for link in links if link.parent_dev is None and link.kind is None]
-        return next((link for link in kindless if link.ifname == ifname), None)
-    return _virtual(links, recorded, ifname) if recorded else None
+    if not parents:
+        return None
+    # Before Linux 5.14 a link does not name its parent; only a physical link has no kind.
+    kindless = [link for link in links if link.parent_dev is None and link.kind is None]
+    return next((link for link in kindless if link.ifname == ifname), None)
 
 
-def _virtual(links: tuple[Link, ...], recorded: LinkRecord, ifname: str) -> Link | None:
-    """Find a link without a device; one that was made anew under its name is another's.
+def _parents(attachment: Attachment, recorded: LinkRecord | None) -> set[str]:
+    return {parent for parent in (attachment.device_id, recorded.parent_dev if recorded else None) if parent}
 
-    Its index stays its own over a move unless it is taken there, and its alias is its host name until all else is
-    as it was.
-    """
-    same_kind = [link for link in links if link.kind == recorded.kind and link.parent_dev is None]
-    by_name = [
-        link
-        for link in same_kind
-        if link.ifname == ifname and (link.index == recorded.index or link.mac == recorded.mac)
-    ]
-    by_alias = [link for link in same_kind if link.alias == recorded.ifname]
-    return next(iter([*by_name, *by_alias]), None)
+
+def _has_device(attachment: Attachment, recorded: LinkRecord) -> bool:
+    return bool(_parents(attachment, recorded)) or recorded.shares_device
+
+
+# A link without a device that was made anew under its name is another's. Its index stays its own over a move unless it
+# is taken there, and its alias is its host name until all else is as it was.
+
+
+def _virtual_named(rtnl: Rtnetlink, recorded: LinkRecord, ifname: str) -> Link | None:
+    link = rtnl.link_get(ifname)
+    if link is None or link.ifname != ifname or not _is_of_its_kind(link, recorded):
+        return None
+    return link if link.index == recorded.index or link.mac == recorded.mac else None
+
+
+def _virtual_with_alias(rtnl: Rtnetlink, recorded: LinkRecord) -> Link | None:
+    return next(
+        (link for link in rtnl.links() if link.alias == recorded.ifname and _is_of_its_kind(link, recorded)), None
+    )
+
+
+def _is_of_its_kind(link: Link, recorded: LinkRecord) -> bool:
+    return link.kind == recorded.kind and link.parent_dev is None
 
 
 def _leave_sandbox(place: Place, record: LinkRecord) -> None:
