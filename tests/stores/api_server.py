@@ -217,6 +217,7 @@ class Server:
                 metadata |= {"remainingItemCount": left}
         if _METADATA_ONLY in request.headers.get("accept", ""):
             kind, api_version = "PartialObjectMetadata", "meta.k8s.io/v1"
+            metadata.pop("remainingItemCount", None)  # as Kubernetes 1.20 has it
             items = [_metadata_of(item) for item in items]
         else:
             kind, api_version = resource.kind, resource.api_version
