@@ -16,9 +16,9 @@ from ipam.stores.scratch import Scratch
 # How wide the window of lowest free addresses is after so many lost races; from then on it doubles.
 _WINDOWS = (1, 64, 256)
 _RECENTLY_S = 1.0
-# A change of an object with hundreds of entries, on a server that is slow.
-_TURN_S = 0.03
-_LONGEST_TURN_S = 5.0
+# A change of an object with a hundred entries, on a server that is slow; with more it takes longer in proportion.
+_TURN_S, _TURN_ENTRIES = 0.03, 128
+_LONGEST_TURN_S = 20.0
 
 
 class Turns:
@@ -42,9 +42,10 @@ class Turns:
         hundred at once; with twice of it they take twice as long (docs/performance.md).
         """
         if self.met:
+            rivals = max(self.among, entries)
             last = min(
                 4 * self._answering_s(),
-                _TURN_S * max(self.among, entries),
+                _TURN_S * rivals * max(1, rivals / _TURN_ENTRIES),
                 _LONGEST_TURN_S,
                 self._deadline.remaining_s() / 4,
             )
