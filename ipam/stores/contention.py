@@ -16,9 +16,10 @@ from ipam.stores.scratch import Scratch
 # How wide the window of lowest free addresses is after so many lost races; from then on it doubles.
 _WINDOWS = (1, 64, 256)
 _RECENTLY_S = 1.0
-# A change of an object with a hundred entries, on a server that is slow; with more it takes longer in proportion.
+# A change of an object with a hundred entries, on a server that is slow; with more it takes longer in proportion, and
+# so do the tries that are made over when changes come faster than they are done.
 _TURN_S, _TURN_ENTRIES = 0.03, 128
-_LONGEST_TURN_S = 20.0
+_LONGEST_TURN_S = 40.0
 
 
 class Turns:
@@ -45,7 +46,7 @@ class Turns:
             rivals = max(self.among, entries)
             last = min(
                 4 * self._answering_s(),
-                _TURN_S * rivals * max(1, rivals / _TURN_ENTRIES),
+                _TURN_S * rivals * max(1, rivals / _TURN_ENTRIES) ** 2,
                 _LONGEST_TURN_S,
                 self._deadline.remaining_s() / 4,
             )
