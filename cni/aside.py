@@ -29,13 +29,14 @@ def both(aside: Callable[[], A], meanwhile: Callable[[], M]) -> tuple[A, M]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         thread.start()
-    except BaseException as error:
-        # Of a handler: the signal was taken by a thread that is not ours, and the new one may be there or not.
+    except RuntimeError:  # no thread left for us
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return aside(), meanwhile()
+    except BaseException:
+        # A handler raised: a thread that is not ours took the signal. Whatever it raises, ours is there or not.
         thread.call_off()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if not isinstance(error, RuntimeError):
-            raise
-        return aside(), meanwhile()  # no thread left for us
+        raise
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         found = meanwhile()

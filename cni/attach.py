@@ -158,16 +158,16 @@ def _of_device(rtnl: Rtnetlink, attachment: Attachment, ifname: str) -> Link | N
     recorded = attachment.link
     if recorded and not _has_device(attachment, recorded):
         return _virtual_named(rtnl, recorded, ifname) or _virtual_with_alias(rtnl, recorded)
-    links = rtnl.links()
     parents = _parents(attachment, recorded)
+    if not parents:
+        return None
+    links = rtnl.links()
     by_parent = [link for link in links if link.parent_dev in parents]
     if recorded and recorded.shares_device:
         # Ports of one card are on one function.
         return next((link for link in by_parent if link.perm_mac == recorded.perm_mac), None)
     if by_parent:
         return by_parent[0]
-    if not parents:
-        return None
     # Before Linux 5.14 a link does not name its parent; only a physical link has no kind.
     kindless = [link for link in links if link.parent_dev is None and link.kind is None]
     return next((link for link in kindless if link.ifname == ifname), None)

@@ -177,9 +177,10 @@ class Attachments:
     def _files(self, plugin: str) -> Iterator[str]:
         # No Path each: that alone takes as long as reading one.
         for folder in sorted(self.root.glob(f"{plugin}/")):
+            names: list[str] = []
             with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
                 names = sorted(entry.name for entry in entries)
-                yield from (f"{folder}/{name}" for name in names if name.endswith(".json") and not name.startswith("."))
+            yield from (f"{folder}/{name}" for name in names if name.endswith(".json") and not name.startswith("."))
 
     def _path(self, plugin: str, container_id: str, ifname: str) -> Path:
         # ':' can be in neither, so two attachments never share a file.

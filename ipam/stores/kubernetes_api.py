@@ -89,7 +89,7 @@ class KubernetesApi:
         }
         self._connection: tuple[HTTPConnection, Bounded] | None = None
         self._pause_s = _PAUSE_S[0]
-        self._complained = ""  # what the server said last, where it was a complaint
+        self._complained = ""  # what the server said last, where it did not serve us
         self._date = ""
         self._is_answered = False
         self._unanswered = 0
@@ -280,21 +280,23 @@ class KubernetesApi:
         return self._decoded(response.status, response.getheader("Retry-After"), text)
 
     def _decoded(self, status: int, retry_after: str | None, text: bytes) -> Json:
+        self._complained = ""
         try:
             answer = json.loads(text)
         except ValueError:
             answer = None
         if 200 <= status < 300 and isinstance(answer, dict):
-            self._pause_s, self._complained = _PAUSE_S[0], ""
+            self._pause_s = _PAUSE_S[0]
             return answer
         answer = answer if isinstance(answer, dict) else {}
         cause = f"HTTP status {status} {answer.get('reason', '')}: {answer.get('message', '')}".rstrip(" :")
-        self._complained = cause
         if status == 429:
+            self._complained = cause
             raise _Unanswered(cause, busy=True, pause_s=_seconds(retry_after))
         if 200 <= status < 300 or status >= 500:
             # Storage may have failed after the deed, and a box between us may have cut the answer.
             self.lost += 1
+            self._complained = cause
             raise _Unanswered(cause, sent=True, pause_s=_seconds(retry_after) if retry_after else 0)
         details = answer.get("details") or {}
         raise Refused(

@@ -76,6 +76,21 @@ def test_a_server_that_complains_and_then_hangs_up_is_told_with_its_complaint(la
     assert "then: " in raised.value.details
 
 
+ABSENT = {
+    "kubernetes": "/apis/whereabouts.cni.cncf.io/v1alpha1/namespaces/kube-system/ippools/10.9.0.0-16",
+    "kubernetes-leases": "/apis/ipam.vferry.io/v1alpha1/ipleases/rail.10.9.0.1",
+}
+
+
+def test_an_answer_that_something_is_not_there_is_no_complaint(lab, api_server):
+    with lab.open(deadline_s=2.0) as store:
+        assert store.api.get(ABSENT[store.name]) is None
+        api_server.switch(drop=1000)
+        with pytest.raises(StoreUnavailable) as raised:
+            store.api.get(ABSENT[store.name])
+    assert "404" not in raised.value.details
+
+
 @pytest.mark.parametrize("mishap", ["lose", "drop"])
 def test_lost_replies_make_no_second_lease_and_no_leak(lab, api_server, mishap):
     for count in (1, 2, 3):
