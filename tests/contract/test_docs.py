@@ -126,7 +126,7 @@ def test_command_does_what_the_page_says(line: str, archives: Path, tmp_path: Pa
     if words[0] == "scripts/test.sh":
         words += ["--version"]  # this very test is run by it
     elif words[0] == "scripts/quickstart.sh" and len(words) == 1:
-        words += ["--help"]  # run in full by tests/vm/test_quickstart.py
+        words += ["--help"]  # run in full by test_quickstart.py
     elif words[0] == "scripts/install-binaries.sh":
         if "--dest" not in words:
             words += ["--dest", str(tmp_path / "cni-bin")]

@@ -204,3 +204,18 @@ def test_first_line_is_the_one_that_the_image_was_built_with() -> None:
     assert f"--python={arguments['NODE_PYTHON']}" in INSTALL["args"]
     assert DOCKERFILE.index("FROM python:${PYTHON}-slim") < DOCKERFILE.index("ARG NODE_PYTHON")
     assert tuple(map(int, arguments["PYTHON"].split("."))) >= (3, 10)
+
+
+@pytest.mark.parametrize("path", sorted((DEPLOY / "crds").glob("*.yaml")), ids=lambda path: path.stem)
+def test_columns_that_kubectl_prints_are_of_the_schema(path: Path) -> None:
+    for document in yaml.safe_load_all(path.read_text()):
+        for version in document["spec"]["versions"]:
+            for column in version.get("additionalPrinterColumns", []):
+                _, *keys = column["jsonPath"].split(".")
+                if keys[0] == "metadata":  # the API's own
+                    continue
+                schema = version["schema"]["openAPIV3Schema"]
+                for key in keys:
+                    schema = schema["properties"][key]
+                assert schema["type"] == {"date": "string"}.get(column["type"], column["type"])
+                assert (schema.get("format") == "date-time") == (column["type"] == "date")
