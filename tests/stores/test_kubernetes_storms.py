@@ -57,14 +57,41 @@ def left(lab, api_server, tmp_path):
     return read
 
 
-def _churn(lab, name):
+class Promised:
+    """Who was promised which address, of all processes: a file an address, from its promise until its DEL begins."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._doubled = folder / "doubled"
+        self._doubled.mkdir(parents=True)
+
+    def promise(self, name, leases):
+        for lease in leases:
+            address = str(lease.address)
+            try:
+                os.symlink(name, self._folder / address)
+            except FileExistsError:
+                (self._doubled / f"{address} {name}").touch()
+
+    def forget(self, name):
+        for path in self._folder.iterdir():
+            with contextlib.suppress(OSError):  # the folder, or another one's that has just gone
+                if os.readlink(path) == name:
+                    path.unlink()
+
+    def doubled(self):
+        return [path.name for path in self._doubled.iterdir()]
+
+
+def _churn(lab, name, promised):
     while True:
         with lab.open(cooldown_s=0.0, deadline_s=PATIENCE_S) as store:
-            store.reserve(owner(name), WANTS, allocation=store.allocation)
+            promised.promise(name, store.reserve(owner(name), WANTS, allocation=store.allocation))
+            promised.forget(name)
             store.release(owner(name))
 
 
-def _kill(lab, number, results):
+def _kill(lab, number, promised, results):
     """Kill callers at any moment, each followed by its DEL; tell what the DELs found, and what they left."""
     context = multiprocessing.get_context("fork")
     rng = random.Random(number)
@@ -72,16 +99,17 @@ def _kill(lab, number, results):
     interrupted, left = 0, []
     for _ in range(KILLS // KILLERS):
         name = f"c{number}-{rng.randrange(3)}"
-        child = context.Process(target=_churn, args=(lab, name))
+        child = context.Process(target=_churn, args=(lab, name, promised))
         child.start()
         pace.pause()
         os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        promised.forget(name)
         with lab.open(cooldown_s=0.0, deadline_s=PATIENCE_S) as store:
             leases = store.release(owner(name))
             interrupted += bool(leases)
             pace.learn(had_leases=bool(leases))
             left += store.find(owner(name))
-        child.join()
         assert child.exitcode == -signal.SIGKILL
     results.put((interrupted, left))
 
@@ -99,10 +127,10 @@ def reconcile(lab):
     return [each for _ in range(2) for each in reaper.look() if each.state == "reaped"]
 
 
-def test_callers_killed_at_any_moment_leave_nothing_after_their_del(lab, left):
+def test_callers_killed_at_any_moment_leave_nothing_after_their_del_and_double_nothing(lab, left, tmp_path):
     context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    killers = [context.Process(target=_kill, args=(lab, number, results)) for number in range(KILLERS)]
+    results, promised = context.Queue(), Promised(tmp_path / "promised")
+    killers = [context.Process(target=_kill, args=(lab, number, promised, results)) for number in range(KILLERS)]
     for killer in killers:
         killer.start()
     found = [results.get(timeout=900) for _ in killers]
@@ -111,6 +139,7 @@ def test_callers_killed_at_any_moment_leave_nothing_after_their_del(lab, left):
         assert killer.exitcode == 0
     assert 0 < sum(interrupted for interrupted, _ in found) < KILLS
     assert [lease for _, leases in found for lease in leases] == []
+    assert promised.doubled() == []
     # A request that the server did after all that is reconcile's; there is hardly ever one.
     assert len(reconcile(lab)) <= KILLS // 50
     assert left() == set()
