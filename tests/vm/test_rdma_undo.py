@@ -37,6 +37,16 @@ def killed_at(pod: Pod, command: str, conf: dict[str, Any], number: int, *, late
     return status
 
 
+@pytest.mark.parametrize("name", ["sriov-isolated", "host-device-isolated"])
+def test_netdev_is_first_in_and_rdma_device_first_out(blue: Pod, name: str) -> None:
+    (conf,) = CHAINS[name]
+    there, back = Orders(), Orders()
+    blue.add(conf, load=obeying(there))
+    assert blue.call("DEL", conf, load=obeying(back)).status == 0
+    moves = [[order for order in orders.given if "moving" in order] for orders in (there, back)]
+    assert [["RDMA" in order for order in given] for given in moves] == [[False, True], [True, False]], moves
+
+
 @EACH_CHAIN
 @pytest.mark.parametrize("then", ["DEL", "GC"])
 def test_kill_between_any_two_steps_leaves_nothing_moved(
