@@ -40,8 +40,8 @@ GO = "Go"
 STORES = ("local", "etcd", "kubernetes", "kubernetes-leases")
 # How many rounds a batch of many at once has, of those that one alone has.
 _SHARE_OF_ROUNDS = 10
-# Until the agent has reaped its child and made another one ready, and the kernel has taken apart the netns that newer Go
-# plugins make for each move: that goes on behind their end, under the locks that the next move would wait for.
+# Until the agent has reaped its child and made another one ready, and the kernel has taken apart the netns that newer
+# Go plugins make for each move: that goes on behind their end, under the locks that the next move would wait for.
 _SETTLE_S = 0.25
 
 
@@ -245,7 +245,7 @@ def go_ways(given: list[str] | None) -> list[Way]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--go", action="append", metavar="[NAME=]FOLDER", help="folder with Go plugins, by default /usr/lib/cni; several"
+        "--go", action="append", metavar="[NAME=]FOLDER", help="folders with Go plugins, by default /usr/lib/cni"
     )
     parser.add_argument("--python", default="/usr/bin/python3", help="interpreter that ours start with")
     parser.add_argument("--rounds", type=int, default=50, help="of one at once; of many at once a tenth of them")
