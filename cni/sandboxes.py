@@ -8,12 +8,15 @@ Source: reference 8.4; design section 4 ("a reboot is a normal event").
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from cni.attachments import Attachments
 from cni.cli.results import Results
+from cni.interface import lock_name
 from cni.linux import netns
-from conf.attachment import SandboxRecord
+from cni.locks import device_lock
+from conf.attachment import Attachment, SandboxRecord
 from conf.errors import CniError
 from ipam.reaping import NOTHING_KNOWN, Word
 from ipam.stores.contract import Lease
@@ -31,6 +34,7 @@ class Sandboxes:
         boot_id: Callable[[], str] = netns.boot_id,
         has_vanished: Callable[[str], bool] = netns.has_vanished,
         is_inhabited: Callable[[int, int], bool] = netns.is_inhabited,
+        lock: Callable[[str], AbstractContextManager[None]] = device_lock,
     ) -> None:
         self.name = name
         self._attachments = attachments or Attachments()
@@ -38,13 +42,14 @@ class Sandboxes:
         self._boot_id = boot_id
         self._has_vanished = has_vanished
         self._is_inhabited = is_inhabited
+        self._lock = lock
 
     def sandbox(self, lease: Lease) -> Word:
         """Return whether the lease's sandbox is there; see ``ipam.reaping``."""
         if lease.owner.node not in ("", self.name):
             return NOTHING_KNOWN
         try:
-            records = self._recorded(lease)
+            records = [each.sandbox for each in self._recorded(lease)]
             cached = self._results.of_owner(lease.owner.container_id, lease.owner.ifname)
         except (CniError, OSError) as error:
             return Word(lives=f"its record cannot be read: {error}")
@@ -69,9 +74,18 @@ class Sandboxes:
         if lease.owner.node not in ("", self.name):
             return NOTHING_KNOWN
         try:
-            return self._of_earlier_boot(self._recorded(lease))
+            return self._of_earlier_boot([each.sandbox for each in self._recorded(lease)])
         except (CniError, OSError) as error:
             return Word(lives=f"its record cannot be read: {error}")
+
+    @contextmanager
+    def held_off(self, lease: Lease) -> Iterator[None]:
+        """Keep ADDs away from the device on record; see ``ipam.reaping``. Raises: TryAgainLater, IoFailure."""
+        names = {lock_name(each.device_id, each.link) for each in self._recorded(lease)}
+        with ExitStack() as locks:
+            for name in sorted(names - {""}):
+                locks.enter_context(self._lock(name))
+            yield
 
     def _of_earlier_boot(self, records: list[SandboxRecord]) -> Word:
         boots = {each.boot_id for each in records}
@@ -82,10 +96,8 @@ class Sandboxes:
             return Word(lives="its sandbox was made since this machine booted")
         return Word(gone=f"its sandbox is of boot {', '.join(sorted(boots))}, node {self.name} now runs {current}")
 
-    def _recorded(self, lease: Lease) -> list[SandboxRecord]:
-        found = []
-        for folder in sorted(self._attachments.root.glob("*")):
-            record = self._attachments.load(folder.name, lease.owner.container_id, lease.owner.ifname)
-            if record is not None:
-                found.append(record.sandbox)
-        return found
+    def _recorded(self, lease: Lease) -> list[Attachment]:
+        owner = lease.owner.container_id, lease.owner.ifname
+        folders = sorted(self._attachments.root.glob("*"))
+        found = [self._attachments.load(folder.name, *owner) for folder in folders]
+        return [record for record in found if record is not None]

@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -66,6 +67,13 @@ class Node(Protocol):
 
     def earlier_boot(self, lease: Lease) -> Word:
         """Return whether the lease's sandbox was of an earlier boot of this machine."""
+        ...
+
+    def held_off(self, lease: Lease) -> AbstractContextManager[None]:
+        """Keep ADDs away from the device that the lease's container had.
+
+        Raises: TryAgainLater when one is under way for too long.
+        """
         ...
 
 
@@ -205,19 +213,37 @@ class Reaper:
     def start_up(self, node_name: str) -> list[Finding]:
         """Give back what sandboxes of an earlier boot of this machine held: that they are gone needs no second look.
 
-        To be run before the container runtime starts. Raises: StoreUnavailable.
+        It may be called at any time: what is made since says so itself. Raises: StoreUnavailable.
         """
-        found = []
+        found: list[Finding] = []
         deadline = RenewedDeadline(self._deadline_s)
+        silence = ""
         with self._open_store(deadline) as store:
             for lease in list(store.leases(self._network_name, node=node_name)):
                 word = self._node.earlier_boot(lease)
-                if word.gone:
-                    finding = Finding(lease, "stale", "this machine has booted since", word.gone)
-                    found.append(self._give_back(store, deadline, finding))
-                else:
+                if not word.gone:
                     found.append(Finding(lease, "in use" if word.lives else "unknown", word.lives))
+                elif silence:
+                    # It was waited for once: not again for each of a hundred leases.
+                    found.append(Finding(lease, "failed", silence, word.gone))
+                else:
+                    found.append(self._given_back_at_start(store, deadline, lease))
+                    if found[-1].state == "failed" and deadline.remaining_s() < deadline.seconds / 2:
+                        silence = found[-1].reason
         return found
+
+    def _given_back_at_start(self, store: Store, deadline: RenewedDeadline, lease: Lease) -> Finding:
+        # A runtime that calls its containers the same after each boot may be making this one anew: its ADD writes
+        # another record before it is given the same lease.
+        try:
+            with self._node.held_off(lease):
+                word = self._node.earlier_boot(lease)
+                if not word.gone:
+                    return Finding(lease, "in use" if word.lives else "unknown", word.lives)
+                finding = Finding(lease, "stale", "this machine has booted since", word.gone)
+                return self._give_back(store, deadline, finding)
+        except CniError as error:
+            return Finding(lease, "failed", str(error))
 
     def _ask_every_pod(self, leases: Sequence[Lease]) -> None:
         # What one pod says of its node counts for the leases before it too.

@@ -13,12 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import NoReturn
 
 import click
 from rich.console import Console
 
 from cni.cli import table
-from cni.cli.store_choice import Choice, store_options
+from cni.cli.node_startup import recorded_choices
+from cni.cli.store_choice import Choice, Unnamed, store_options
+from cni.linux import mounts
 from cni.sandboxes import Sandboxes
 from conf.errors import CniError, UndoneInPart
 from conf.section import Json
@@ -27,6 +30,15 @@ from ipam.stores.pods import open_pods
 
 COLUMNS = ("ADDRESS", "NETWORK", "STATE", "NODE", "POD", "CONTAINER", "IFNAME", "WHY")
 _sleep = time.sleep
+
+
+def _enter_host(_context: click.Context, _option: click.Parameter, path: str | None) -> None:
+    """Be of the host before anything is read, the configuration and the node's own files included."""
+    if path:
+        mounts.require_another(path)
+        mounts.enter(path)
+        # A plugin of the host is in no pod, and has no account of one.
+        os.environ.pop("KUBERNETES_SERVICE_HOST", None)
 
 
 @click.command(short_help="Give back what is proven to be unused.")
@@ -56,13 +68,21 @@ _sleep = time.sleep
     help="Younger leases are left alone.",
 )
 @click.option("--node-startup", is_flag=True, help="Only give back what sandboxes of earlier boots of this node held.")
-@click.option("--node", "node_name", envvar="NODENAME", help="This node's name.  [default: its host name]")
+@click.option(
+    "--host-mounts",
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=_enter_host,
+    help="From a container: do it in this mount namespace, /proc/1/ns/mnt.",
+)
+@click.option("--node", "node_name", envvar="NODENAME", help="This node's name.  [default: as the plugins]")
 @click.option("--dry-run", is_flag=True, help="Tell what would be given back, and give nothing back.")
 @click.option("--all", "with_all", is_flag=True, help="Show leases in use too.")
 @click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def reconcile(
     *,
-    choice: Choice,
+    choice: Choice | Unnamed,
     watch: float | None,
     interval: float,
     grace: float,
@@ -80,47 +100,66 @@ def reconcile(
 
     Pods are asked for where the store is one of Kubernetes, or a kubeconfig is configured. Without, every node has to
     run this for its own leases.
+
+    With --node-startup and no store named, every store is meant that attachments of earlier boots leased from.
     """
-    name = node_name or os.uname().nodename
-    with _removals_are_logged(), open_pods(choice.conf) or nullcontext() as cluster:
-        reaper = Reaper(
-            choice.open,
-            Sandboxes(name),
-            cluster=cluster,
-            network_name=choice.network_name,
-            rules=Rules(grace_s=grace, interval_s=watch or interval),
-            deadline_s=choice.conf.deadline_s,
-            dry_run=dry_run,
-        )
-        if node_startup:
-            found = reaper.start_up(name)
-        elif watch:
-            _watch(reaper, watch, output=output)
-            return
+    rules = Rules(grace_s=grace, interval_s=watch or interval)
+    failures: list[str] = []
+    with _removals_are_logged():
+        if isinstance(choice, Unnamed):
+            found = _start_up(recorded_choices(choice.given), failures, node_name=node_name, dry_run=dry_run)
+        elif node_startup:
+            found = _start_up([choice], failures, node_name=node_name, dry_run=dry_run)
         else:
-            found = reaper.look()
-            if any(each.state == "seen once" for each in found):
-                click.echo(f"looking again in {interval:g} s", err=True)
-                _sleep(interval)
-                found = _second(found, reaper.look())
+            with _reaper(choice, node_name=node_name, rules=rules, dry_run=dry_run) as reaper:
+                found = _watch(reaper, watch, output=output) if watch else _twice(reaper, interval)
     _print(found if with_all else [each for each in found if each.state != "in use"], output)
     counts = Counter(each.state for each in found)
     click.echo(", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "no leases", err=True)
-    failed = [each for each in found if each.state == "failed"]
-    if failed:
+    failures += [f"{each.lease.address}: {each.reason}" for each in found if each.state == "failed"]
+    if failures:
         raise UndoneInPart(
-            f"{len(failed)} stale leases could not be given back",
-            details="; ".join(f"{each.lease.address}: {each.reason}" for each in failed),
-            hint="run it again",
+            "not every stale lease could be given back", details="; ".join(failures), hint="run it again"
         )
 
 
-def _second(before: Sequence[Finding], found: list[Finding]) -> list[Finding]:
-    """Return the second look, with what the first one gave back."""
-    return [each for each in before if each.state in ("reaped", "failed")] + found
+@contextmanager
+def _reaper(choice: Choice, *, node_name: str | None, rules: Rules, dry_run: bool) -> Iterator[Reaper]:
+    with open_pods(choice.conf) or nullcontext() as cluster:
+        yield Reaper(
+            choice.open,
+            Sandboxes(choice.node_name(node_name)),
+            cluster=cluster,
+            network_name=choice.network_name,
+            rules=rules,
+            deadline_s=choice.conf.deadline_s,
+            dry_run=dry_run,
+        )
 
 
-def _watch(reaper: Reaper, interval_s: float, *, output: str) -> None:
+def _start_up(choices: Sequence[Choice], failures: list[str], *, node_name: str | None, dry_run: bool) -> list[Finding]:
+    """Give back what earlier boots hold in each store; one that does not answer is a failure, and the others go on."""
+    found: list[Finding] = []
+    for choice in choices:
+        try:
+            with _reaper(choice, node_name=node_name, rules=Rules(), dry_run=dry_run) as reaper:
+                found += reaper.start_up(choice.node_name(node_name))
+        except CniError as error:
+            failures.append(f"datastore {choice.conf.chosen}: {error}")
+    return found
+
+
+def _twice(reaper: Reaper, interval_s: float) -> list[Finding]:
+    """Look, and where something is stale look again; return the second look with what the first one gave back."""
+    found = reaper.look()
+    if all(each.state != "seen once" for each in found):
+        return found
+    click.echo(f"looking again in {interval_s:g} s", err=True)
+    _sleep(interval_s)
+    return [each for each in found if each.state in ("reaped", "failed")] + reaper.look()
+
+
+def _watch(reaper: Reaper, interval_s: float, *, output: str) -> NoReturn:
     while True:
         try:
             found = reaper.look()

@@ -6,6 +6,7 @@ Source: design section 6; ``ipam.whereabouts`` fills a configuration in the same
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from conf import flat_file
 from conf.defaults import filled, read_table
 from conf.errors import CniError, InvalidEnvironment, InvalidNetworkConfig
 from conf.network import DEFAULT_DIRECTORY, Network, find_network, read_network
+from conf.node_name import read_node_name
 from conf.section import Json, lookup
 from conf.whereabouts import DEFAULT_DATA_DIR, StoreConf, WhereaboutsConf, read_store_conf, read_whereabouts
 from ipam.order import pools_of
@@ -57,6 +59,10 @@ class Choice:
     conf_dir: Path
     networks: tuple[WhereaboutsConf, ...] = ()
 
+    def node_name(self, given: str | None) -> str:
+        """Return this node's name as its ADDs record it, unless it is given."""
+        return given or read_node_name(os.environ, self.conf.configuration_path)
+
     @property
     def network_name(self) -> str | None:
         """The name space the operator named; None: all of them."""
@@ -68,7 +74,7 @@ class Choice:
 
     def is_of(self, conf: StoreConf) -> bool:
         """Tell whether a configuration's leases are in this store."""
-        return _place(conf) == _place(self.conf)
+        return place_of(conf) == place_of(self.conf)
 
     def pools(self, files: tuple[Path, ...] = ()) -> list[Pool]:
         """Return the pools of the network named or the files given, else of every network here that uses this store.
@@ -82,13 +88,24 @@ class Choice:
         return list(dict.fromkeys(pool for conf in confs for pool in pools_of(conf)))
 
 
+@dataclass(frozen=True)
+class Unnamed:
+    """No store was named, and the command has its own way to find some; ``given`` are the other keys of ``ipam``."""
+
+    given: Json
+
+
 def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose a store, and hand the choice over as ``choice``."""
+    """Add the options that choose a store, and hand the choice over as ``choice``: for --node-startup maybe Unnamed."""
 
     @functools.wraps(command)
     def chosen(**given: Any) -> Any:
         names = ("network", "conf_dir", "datastore", "data_dir", "etcd_endpoint", "kubeconfig", "deadline_s")
         options = {name: given.pop(name) for name in names}
+        is_named = any(value for name, value in options.items() if name not in ("conf_dir", "deadline_s"))
+        if given.get("node_startup") and not is_named:
+            deadline_s = options["deadline_s"]
+            return command(choice=Unnamed({"deadlineSeconds": deadline_s} if deadline_s else {}), **given)
         choice = choose(**options)
         # What a node runs by itself, from its start on, comes before the first ADD.
         is_early = given.get("watch") or given.get("node_startup")
@@ -173,7 +190,7 @@ def _the_only_one(conf_dir: Path, given: Json) -> StoreConf:
         except CniError as error:
             click.echo(f"network {network.name} is passed over: {error}", err=True)
             continue
-        found |= {_place(conf): conf for conf in confs}
+        found |= {place_of(conf): conf for conf in confs}
         names += [network.name for _ in confs]
     if len(found) == 1:
         return next(iter(found.values()))
@@ -197,18 +214,26 @@ def _networks(directory: Path) -> Iterator[Network]:
 def _readable(directory: Path, wanted: StoreConf) -> Iterator[WhereaboutsConf]:
     for network in _networks(directory):
         try:
-            yield from (conf for conf in whereabouts_of(network.plugins) if _place(conf) == _place(wanted))
+            yield from (conf for conf in whereabouts_of(network.plugins) if place_of(conf) == place_of(wanted))
         except CniError as error:
             click.echo(f"network {network.name} is passed over: {error}", err=True)
 
 
-def _place(conf: StoreConf) -> tuple[object, ...]:
-    """What tells one store from another."""
+def place_of(conf: StoreConf) -> tuple[object, ...]:
+    """Return what tells one store from another."""
     where = {
         "local": (conf.data_dir,),
         "etcd": (tuple(sorted(conf.etcd.endpoints)), conf.etcd.prefix),
     }
     return conf.chosen, *where.get(conf.chosen, (conf.kubernetes.kubeconfig,))
+
+
+def node_defaults() -> Json:
+    """Return the ``ipam`` object that this node's own files make of an empty one.
+
+    Raises: InvalidNetworkConfig, DecodeFailure.
+    """
+    return _merged({})
 
 
 def whereabouts_of(plugins: Iterable[Json], given: Json | None = None) -> Iterator[WhereaboutsConf]:

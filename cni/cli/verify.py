@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from ipam.stores.survey import open_survey
     help="Where the runtime caches results, in results/, as libcni does.",
     show_default=True,
 )
-@click.option("--node", "node_name", envvar="NODENAME", help="This node's name.  [default: its host name]")
+@click.option("--node", "node_name", envvar="NODENAME", help="This node's name.  [default: as the plugins]")
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def verify(*, choice: Choice, cache_dir: Path, node_name: str | None, output: str) -> None:
     """Look for what must not be: it ends with 1 when something is found.
@@ -57,7 +56,7 @@ def verify(*, choice: Choice, cache_dir: Path, node_name: str | None, output: st
         deadline.renew()
         survey = open_survey(choice.conf, deadline)
         contradictions = [Disorder("contradiction", text) for text in survey.contradictions(store, leases)]
-    node = node_name or os.uname().nodename
+    node = choice.node_name(node_name)
     found = [
         *duplicates(leases),
         *contradictions,

@@ -58,20 +58,28 @@ def enter(path: str) -> None:
     sys.meta_path.insert(0, _Below(f"/proc/self/fd/{root}"))
 
 
+def require_another(path: str) -> None:
+    """Raise when the mount namespace at ``path`` is our own: what is said of the host would be of a container.
+
+    Raises: InvalidEnvironment.
+    """
+    is_own = False
+    with suppress(OSError):  # entering tells of it
+        is_own = Path(path).samefile(_OWN)
+    if is_own:
+        raise InvalidEnvironment(
+            f"{path} is the mount namespace of this process itself",
+            details="process 1 is not the host's, or this is no container",
+            hint='set "hostPID: true", or leave --host-mounts out',
+        )
+
+
 def require_host(path: str, *, shared: Path) -> None:
     """Raise unless a child of this process can enter, and finds there the directory ``shared`` that we have here.
 
     Raises: KernelRefused; InvalidEnvironment when it is our own, or not the host's.
     """
-    is_own = False
-    with suppress(OSError):  # the child tells of it
-        is_own = Path(path).samefile(_OWN)
-    if is_own:
-        raise InvalidEnvironment(
-            f"{path} is the mount namespace of the agent itself",
-            details="process 1 is not the host's, or this is no container",
-            hint='set "hostPID: true", or leave --host-mounts out',
-        )
+    require_another(path)
     pid = os.fork()
     if pid == 0:
         number = 255

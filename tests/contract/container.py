@@ -134,9 +134,9 @@ def on_host(pid: int) -> list[str]:
     return ["nsenter", f"--target={pid}", "--mount", "--net", "--"]
 
 
-def agents() -> dict[str, Any]:
-    """Return the agent's container."""
-    (found,) = pod()["containers"]
+def agents(name: str = "agent") -> dict[str, Any]:
+    """Return the agent's container, or the one beside it."""
+    (found,) = (each for each in pod()["containers"] if each["name"] == name)
     return dict(found)
 
 
@@ -149,7 +149,7 @@ def installers() -> dict[str, Any]:
 def in_container(pid: int, made: Path, container: Mapping[str, Any], *, dropped: str = "") -> list[str]:
     """Return the words that run what follows in a container of the manifest, on the host whose process 1 is ``pid``."""
     # The sources too, which may lie in a folder that is hidden.
-    mounted = " ".join([*(each["mountPath"] for each in container["volumeMounts"]), str(ROOT)])
+    mounted = " ".join([*(each["mountPath"] for each in container.get("volumeMounts", ())), str(ROOT)])
     read_only = "/opt /tmp /var/lib /etc /" if container["securityContext"].get("readOnlyRootFilesystem") else ""
     kept = ",".join(each for each in capabilities(container) if each != f"+{dropped}")
     return [*on_host(pid), *_PRIVATE, "sh", "-c", _CONTAINER, "sh", str(made), mounted, read_only, kept]

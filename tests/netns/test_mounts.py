@@ -78,7 +78,7 @@ def test_own_namespace_is_not_entered() -> None:
     before = list(sys.meta_path)
     mounts.enter("/proc/self/ns/mnt")
     assert sys.meta_path == before
-    with pytest.raises(InvalidEnvironment, match="of the agent itself"):
+    with pytest.raises(InvalidEnvironment, match="of this process itself"):
         mounts.require_host("/proc/self/ns/mnt", shared=Path("/"))
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from cni.agent.crew import UNDO_PATIENCE_S
 from cni.cli.agent import agent
+from cni.cli.reconcile import reconcile
 from cni.linux.capabilities import NEEDED
 from conf.agent import AgentConf
 
@@ -23,7 +24,7 @@ DEPLOY = ROOT / "conf" / "deploy"
 DOCUMENTS = list(yaml.safe_load_all((DEPLOY / "daemonset.yaml").read_text()))
 (DAEMON_SET,) = (each for each in DOCUMENTS if each["kind"] == "DaemonSet")
 POD = DAEMON_SET["spec"]["template"]["spec"]
-(AGENT,) = POD["containers"]
+AGENT, NODE_STARTUP = POD["containers"]
 (INSTALL,) = POD["initContainers"]
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 
@@ -112,7 +113,8 @@ def test_names_of_the_manifest_fit_each_other() -> None:
     assert {each["metadata"]["namespace"] for each in DOCUMENTS} == {"kube-system"}
     labels = DAEMON_SET["spec"]["template"]["metadata"]["labels"]
     assert DAEMON_SET["spec"]["selector"]["matchLabels"].items() <= labels.items()
-    assert INSTALL["image"] == AGENT["image"]
+    assert INSTALL["image"] == AGENT["image"] == NODE_STARTUP["image"]
+    assert (AGENT["name"], NODE_STARTUP["name"]) == ("agent", "node-startup")
     mounted = [mount for each in (AGENT, INSTALL) for mount in each["volumeMounts"]]
     assert {mount["name"] for mount in mounted} == {volume["name"] for volume in POD["volumes"]}
     # Paths in records and sockets are the host's: in the container they are the same.
@@ -132,6 +134,31 @@ def test_systemd_unit_is_given_them_too() -> None:
     given = {name for line in re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE) for name in line.split()}
     # To drop from the bounding set what it does not keep.
     assert given - {"CAP_SETPCAP"} == set(NEEDED)
+
+
+def test_start_up_pass_is_one_command_wherever_it_runs() -> None:
+    """Its options are the command's own, and it waits nowhere for the agent, nor the agent for it."""
+    unit = (DEPLOY / "vferry-node-startup.service").read_text()
+    (started,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    shell, script = NODE_STARTUP["command"], NODE_STARTUP["args"][0]
+    assert shell == ["/bin/sh", "-c"]
+    assert f"until {started} --host-mounts=/proc/1/ns/mnt; do" in script
+    assert script.rstrip().endswith("exec sleep infinity")  # a container that ends would be started again
+    vferry, ipam, subcommand, *words = started.split()
+    assert (vferry, ipam, subcommand) == (AGENT["command"][0], "ipam", "reconcile")
+    known = {word for parameter in reconcile.params for word in parameter.opts}
+    assert {*words, "--host-mounts"} <= known
+    order = re.findall(r"^(?:Before|RequiredBy)=(.*)$", unit, re.MULTILINE)
+    order += re.findall(r"^(?:After|Wants|Requires)=(.*)$", (DEPLOY / "vferry-agent.service").read_text(), re.MULTILINE)
+    assert order == []
+
+
+def test_start_up_pass_is_given_less_than_the_agent() -> None:
+    unit = (DEPLOY / "vferry-node-startup.service").read_text()
+    assert re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE) == ["CAP_DAC_OVERRIDE"]
+    given = NODE_STARTUP["securityContext"]
+    assert given["capabilities"] == {"drop": ["ALL"], "add": ["DAC_OVERRIDE", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"]}
+    assert given["readOnlyRootFilesystem"] is True and "volumeMounts" not in NODE_STARTUP
 
 
 def options() -> dict[str, str]:

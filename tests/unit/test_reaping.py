@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from netaddr import IPNetwork
 
-from conf.errors import StoreUnavailable
+from conf.errors import StoreUnavailable, TryAgainLater
+from ipam import reaping
 from ipam.ranges import Range
 from ipam.reaping import NOTHING_KNOWN, Reaper, Rules, Word
 from ipam.stores.contract import Deadline, Owner, Pool, Want
@@ -27,6 +29,7 @@ class Witness:
         self.pods, self.nodes, self.sandboxes, self.boots = {}, {}, {}, {}
         self.told = []
         self.asked = 0
+        self.while_locking = lambda: None
 
     def pod(self, lease):
         self.asked += 1
@@ -43,6 +46,11 @@ class Witness:
 
     def earlier_boot(self, lease):
         return self.boots.get(lease.owner.container_id, NOTHING_KNOWN)
+
+    @contextmanager
+    def held_off(self, lease):
+        self.while_locking()
+        yield
 
     def forget(self):
         pass
@@ -314,3 +322,47 @@ def test_start_up_gives_back_what_earlier_boots_had_here_at_once(scene):
     found = {each.lease.owner.container_id: each.state for each in scene.reaper.start_up("n1")}
     assert found == {"old": "reaped", "new": "in use", "foreign": "unknown"}
     assert scene.holders() == {"new", "foreign", "elsewhere"}
+
+
+def test_start_up_leaves_alone_what_is_made_anew_while_it_waits_for_the_device(scene):
+    """A runtime may call its containers the same after each boot; the same ADD then gets the same lease."""
+    scene.lease("old")
+    scene.witness.boots["old"] = GONE
+    scene.witness.while_locking = lambda: scene.witness.boots.update(old=LIVES)
+    assert [each.state for each in scene.reaper.start_up("n1")] == ["in use"]
+    assert scene.holders() == {"old"}
+
+
+def test_start_up_goes_on_behind_a_device_that_stays_locked(scene):
+    def refuse():
+        scene.witness.while_locking = lambda: None
+        raise TryAgainLater("0000:01:10.0 is locked")
+
+    for name in ("a", "b"):
+        scene.lease(name)
+        scene.witness.boots[name] = GONE
+    scene.witness.while_locking = refuse
+    assert [each.state for each in scene.reaper.start_up("n1")] == ["failed", "reaped"]
+    assert scene.holders() == {"a"}
+
+
+@pytest.mark.parametrize(("took_s", "asked"), [(10, 1), (1, 3)])
+def test_start_up_does_not_wait_for_a_silent_store_again_and_again(scene, monkeypatch, took_s, asked):
+    now, tried = [0.0], []
+    reaping_deadline = reaping.RenewedDeadline
+
+    def silent(_store, lease):
+        tried.append(lease)
+        now[0] += took_s
+        raise StoreUnavailable("it is away")
+
+    monkeypatch.setattr(LocalStore, "reap", silent)
+    monkeypatch.setattr(reaping, "RenewedDeadline", lambda seconds: reaping_deadline(seconds, clock=lambda: now[0]))
+
+    for name in "abc":
+        scene.lease(name)
+        scene.witness.boots[name] = GONE
+    found = scene.make(deadline_s=10).start_up("n1")
+    assert [(each.state, each.reason) for each in found] == [("failed", "it is away")] * 3
+    assert len(tried) == asked
+    assert scene.holders() == {"a", "b", "c"}

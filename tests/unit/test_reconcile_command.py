@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from click.testing import CliRunner
@@ -36,6 +37,9 @@ class Host:
 
     def earlier_boot(self, lease):
         return Word(gone="it is of boot x") if lease.owner.container_id in self.rebooted else NOTHING_KNOWN
+
+    def held_off(self, _lease):
+        return nullcontext()
 
     def open(self):
         return LocalStore(self.data_dir, deadline=Deadline(10), cooldown_s=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 
 import pytest
 from netaddr import IPAddress
@@ -33,13 +34,21 @@ class Scene:
         self.run.mkdir()
         self.netns = self.run / "pod"
         self.inhabited = set()
+        self.locked = []
         self.sandboxes = Sandboxes(
             "n1",
             attachments=self.attachments,
             results=self.results,
             boot_id=lambda: NOW,
             is_inhabited=lambda inode, _device: inode in self.inhabited,
+            lock=self.lock,
         )
+
+    @contextmanager
+    def lock(self, name):
+        self.locked.append(name)
+        yield
+        self.locked.remove(name)
 
     def record(self, *, boot_id=NOW, path=None, plugin="sriov"):
         sandbox = SandboxRecord(path=str(path or self.netns), inode=7, device=4, boot_id=boot_id)
@@ -103,6 +112,15 @@ def test_one_record_of_this_boot_is_enough_to_live(scene):
     scene.record(boot_id=NOW, plugin="rdma")
     scene.netns.touch()
     assert [bool(word.lives) for word in scene.said()] == [True, True]
+
+
+def test_device_of_both_records_is_locked_once_and_for_as_long(scene):
+    for plugin in ("sriov", "rdma"):
+        scene.record(boot_id=BEFORE, plugin=plugin)
+    lease = Lease(Owner("c1", "net1", node="n1"), "", "", IPAddress("192.0.2.1"), 0, "1")
+    with scene.sandboxes.held_off(lease):
+        assert scene.locked == ["0000:01:10.0"]
+    assert scene.locked == []
 
 
 def test_record_without_a_boot_is_no_proof_of_an_earlier_one(scene):
