@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,12 @@ class Host:
 
     def start(self, command: str, conf: dict[str, Any], pod: str, **env: str) -> subprocess.Popen[str]:
         """Start one executable as a runtime does."""
-        executable = self.installed.bin / conf["type"]
+        return self.spawn([self.installed.bin / conf["type"]], command, conf, pod, **env)
+
+    def spawn(
+        self, words: Sequence[str | Path], command: str, conf: dict[str, Any], pod: str, **env: str
+    ) -> subprocess.Popen[str]:
+        """Start, as a process of this host, what stands for one executable."""
         environ = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": pod,
@@ -51,7 +56,7 @@ class Host:
             **env,
         }
         process = subprocess.Popen(
-            [*self.installed.prefix, executable],
+            [*self.installed.prefix, *words],
             env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stdin is not None

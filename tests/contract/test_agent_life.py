@@ -7,16 +7,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from cni.agent.crew import answer
-from cni.start import offer
 from tests.contract.agent import (
     STATIC,
     Agent,
@@ -151,37 +146,6 @@ def test_twenty_takeovers_under_load_fail_no_request(installed: Installed, tmp_p
     assert len(answers) >= 2 * alone
     wait_until(lambda: sum(each.served() for each in installed.agents) >= len(answers) - alone, "all were served warm")
     assert sum(each.served() for each in installed.agents) <= len(answers)
-
-
-# The shim's part of an executable, with less patience than four minutes.
-HASTY = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-from cni.start import offer
-offer.PATIENCE_S = 1.0
-status = offer.offer(sys.argv.pop(1), build_id="b", version="1.1.0")
-sys.exit(99 if status is None else status)
-"""
-
-
-@pytest.mark.parametrize("said", [b"", offer.ANSWER, answer(0, b"{}")[:-1]], ids=["nothing", "one byte", "a part"])
-def test_agent_that_takes_a_request_and_hangs_is_answered_for(installed: Installed, said: bytes) -> None:
-    """Stopped after it took it: the shim's own patience ends, and neither runs it then."""
-    installed.socket.parent.mkdir(mode=0o700)
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(installed.socket))
-        listening.listen()
-        listening.settimeout(300)  # a shim that fails to start does not come
-        shim = subprocess.Popen(
-            [sys.executable, "-c", HASTY, ROOT, installed.socket],
-            env=environ(installed), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        connection, _address = listening.accept()
-        with connection:
-            connection.sendall(offer.TAKEN + said)
-            done = finished(shim)
-    assert refusal(done)["code"] == 11
-    assert "lost in the middle of ADD" in done.stdout
 
 
 def test_socket_of_systemd_is_served_and_left_alone(installed: Installed) -> None:
