@@ -162,7 +162,8 @@ class Gate:
         self._forget(reading)
         refusal = self._refusal(invocation)
         if refusal or not self._admit(invocation, reading.connection):
-            LOG.info("%s %s is refused%s", invocation.plugin, invocation.command, refusal and f": {refusal}")
+            # Cut: what no shim sent may be as long as a frame, and there may be many of it.
+            LOG.info("%.64s %.64s is refused%s", invocation.plugin, invocation.command, refusal and f": {refusal}")
             invocation.close()
             with suppress(OSError):
                 reading.connection.send(offer.REFUSED, socket.MSG_DONTWAIT)

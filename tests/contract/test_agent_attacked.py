@@ -1,4 +1,4 @@
-"""What may befall an agent: no descriptors left, a wrong socket from systemd, a port that is taken, a silent stderr."""
+"""What may befall an agent: no descriptors left, frames without an end, a wrong socket or port, a silent stderr."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from cni.agent.gate import own_netns_inode
+from cni.start import offer
+from conf.executables import COMMAND
 from tests.contract.agent import (
     STATIC,
     Agent,
@@ -23,7 +27,7 @@ from tests.contract.agent import (
     static_add,
     wait_until,
 )
-from tests.contract.archive import call
+from tests.contract.archive import call, read_entry
 
 
 def cpu_s(pid: int) -> float:
@@ -75,6 +79,86 @@ def test_idle_connections_that_hold_all_descriptors_make_room(installed: Install
     agent.require_served(1)
     for each in idle:
         each.close()
+
+
+# --- frames without an end
+
+GIGABYTE = 1 << 30
+PART = b"x" * (64 * 1024)
+
+
+class Flood(threading.Thread):
+    """A client that sends a gigabyte behind a header, again and again, each time until nobody takes it any more."""
+
+    def __init__(self, path: Path, header: bytes) -> None:
+        super().__init__()
+        self._path = path
+        self._header = header
+        self.enough = threading.Event()
+        self.sent: list[int] = []
+
+    def run(self) -> None:
+        while not self.enough.is_set():
+            self.sent.append(self._once())
+
+    def _once(self) -> int:
+        sent = 0
+        with connected(self._path) as client, (Path(os.devnull)).open() as descriptor:
+            try:
+                socket.send_fds(client, [self._header], [descriptor.fileno()] * 2)
+                while sent < GIGABYTE:
+                    sent += client.send(PART)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+        return sent
+
+    def wait_for(self, count: int) -> None:
+        wait_until(lambda: len(self.sent) >= count or not self.is_alive(), "it was refused so often")
+        assert len(self.sent) >= count
+
+
+def header(installed: Installed, announced: int) -> bytes:
+    """Return what a shim sends ahead of its body."""
+    build_id = read_entry(installed.bin / COMMAND)["build_id"].encode().ljust(offer.BUILD_BYTES)
+    inode = own_netns_inode().to_bytes(offer.INODE_BYTES, "little")
+    return offer.MAGIC + build_id + inode + b"\3" + announced.to_bytes(offer.LENGTH_BYTES, "little")
+
+
+# What is announced and may be is read, of a few at a time, and is several times in memory for a moment.
+@pytest.mark.parametrize(
+    ("announced", "most_kb"), [(GIGABYTE, 2048), (offer.BODY_BYTES, 8192)], ids=["as announced", "more than announced"]
+)
+def test_gigabyte_is_not_taken_in_and_others_are_served_meanwhile(
+    installed: Installed, agent: Agent, announced: int, most_kb: int
+) -> None:
+    assert static_add(installed).returncode == 0
+    agent.spares_ready()
+    process = Path(f"/proc/{agent.pid}")
+    (process / "clear_refs").write_text("5")  # proc(5): VmHWM begins anew
+    before = memory_kb(agent, "VmRSS")
+    floods = [Flood(installed.socket, header(installed, announced)) for _each in range(4)]
+    for flood in floods:
+        flood.start()
+    try:
+        for count in range(1, 6):
+            for flood in floods:
+                flood.wait_for(count)
+            assert static_add(installed).returncode == 0
+    finally:
+        for flood in floods:
+            flood.enough.set()
+    for flood in floods:
+        flood.join(300)
+    agent.require_served(6)
+    # What the kernel holds of a connection, and no more.
+    assert max(sent for flood in floods for sent in flood.sent) < 4 << 20
+    assert memory_kb(agent, "VmHWM") - before < most_kb
+    assert max(map(len, agent.log().splitlines())) < 500
+
+
+def memory_kb(agent: Agent, what: str) -> int:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{agent.pid}/status").read_text().splitlines())
+    return int(status[what].split()[0])
 
 
 # --- what systemd hands over
