@@ -316,3 +316,84 @@ def test_init_step_changes_nothing_where_the_host_could_not_start_it(node: Node)
     assert done.returncode == 1
     assert f"on the node /opt/python/bin/{own.name} is no Python 3.9 or later" in done.stderr
     assert {path.name: path.stat().st_ino for path in node.installed.bin.iterdir()} == before
+
+
+# --- what is run once after a boot
+
+
+class Rebooted:
+    """A host that has booted since ``old`` was attached, not since ``new``; both leased from a store of the host."""
+
+    def __init__(self, node: Node, book: Path) -> None:
+        self.node, self._book = node, book
+        (node.installed.folder / "etc/vferry/vferry.toml").write_text("[whereabouts]\ndeadlineSeconds = 1\n")
+        for container_id, device in (("old", "dev0"), ("new", "peer0")):
+            ipam = {"type": "whereabouts", "datastore": "local", "range": "10.7.2.0/29", "dataDir": str(book)}
+            conf = {**config(**ipam), "device": device}
+            done = node.call("ADD", conf, CNI_CONTAINERID=container_id, CNI_IFNAME=device, VFERRY_AGENT="off")
+            assert done.returncode == 0, done
+        self._record("old:dev0", '"boot_id": "[^"]*"', '"boot_id": "before"')
+
+    def has_a_silent_store(self) -> None:
+        """Have one more container of the earlier boot, whose etcd does not answer."""
+        self.node.run("cp", self._path("old:dev0"), self._path("lost:dev0"))
+        self._record("lost:dev0", '"container_id": "old"', '"container_id": "lost"')
+        self._record("lost:dev0", '"datastore": "local"', '"datastore": "etcd"')
+        self._record("lost:dev0", '"dataDir": ".*"', '"etcd": {"endpoints": ["http://127.0.0.1:1"]}')
+
+    def forgets_it(self) -> None:
+        self.node.run("rm", self._path("lost:dev0"))
+
+    def holders(self) -> set[str]:
+        """Return which containers have an address."""
+        words = ["/opt/cni/bin/vferry", "ipam", "leases", "--data-dir", self._book, "--output", "json"]
+        return {each["containerID"] for each in json.loads(self.node.run(*words).stdout)}
+
+    def _path(self, name: str) -> str:
+        return f"/var/lib/cni/vferry/attachments/host-device/{name}.json"
+
+    def _record(self, name: str, old: str, new: str) -> None:
+        before = self.node.run("cat", self._path(name)).stdout
+        self.node.run("sed", "-i", f"s|{old}|{new}|", self._path(name))
+        assert self.node.run("cat", self._path(name)).stdout != before
+
+
+@pytest.fixture
+def rebooted(node: Node, tmp_path: Path) -> Rebooted:
+    return Rebooted(node, tmp_path / "book")
+
+
+def test_unit_gives_back_what_an_earlier_boot_had(rebooted: Rebooted) -> None:
+    unit = (container.ROOT / "conf/deploy/vferry-node-startup.service").read_text()
+    settings = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line and not line.startswith("#"))
+    kept = settings["CapabilityBoundingSet"].lower().replace("cap_", "+")
+    enter = ["setpriv", "--inh-caps=-all", f"--bounding-set=-all,{kept}"]
+    started = [*enter, *settings["ExecStart"].split()]
+    done = rebooted.node.run(*started)
+    assert (done.returncode, rebooted.holders()) == (0, {"new"}), done
+    rebooted.has_a_silent_store()
+    done = rebooted.node.run(*started)
+    assert (done.returncode, rebooted.holders()) == (1, {"new"}), done  # Restart=on-failure
+    assert "127.0.0.1:1" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_container_beside_the_agent_gives_it_back_and_the_agent_does_not_wait_for_it(
+    rebooted: Rebooted, tmp_path: Path
+) -> None:
+    node, spec = rebooted.node, container.agents("node-startup")
+    rebooted.has_a_silent_store()
+    words = [word.replace("sleep 300", "sleep 0.1") for word in container.command(node.pid, spec)]
+    enter = container.in_container(node.pid, node.image, spec)
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen([*enter, *words], stdout=log, stderr=log) as process:
+        try:
+            node.agent()
+            wait_until(lambda: "127.0.0.1:1" in (tmp_path / "log").read_text(), "the silent store is told of")
+            wait_until(lambda: rebooted.holders() == {"new"}, "what the other one has is given back")
+            told = (tmp_path / "log").read_text().count("127.0.0.1:1")
+            wait_until(lambda: (tmp_path / "log").read_text().count("127.0.0.1:1") > told, "it is asked again")
+            rebooted.forgets_it()
+            cmdline = Path(f"/proc/{process.pid}/cmdline")
+            wait_until(lambda: cmdline.read_bytes() == b"sleep\0infinity\0", "there is nothing more to do")
+        finally:
+            process.kill()
+    assert rebooted.holders() == {"new"}
