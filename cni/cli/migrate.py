@@ -152,7 +152,9 @@ class Move:
         self._failures = ()
         if not leases:
             return
-        shown = track(leases, f"to {self._to}", console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        # Where nobody sees it, it would leave an empty line behind.
+        shown = track(leases, f"to {self._to}", console=console, transient=True, disable=not console.is_terminal)
         count = self._migration.run(_renewing(shown, self._deadline))
         self._copied += count.copied
         self._failures = count.failures

@@ -82,14 +82,13 @@ def usage_of(pool: Pool, leases: Iterable[Lease], cooling: int) -> Usage:
 
 
 def bar(usage: Usage) -> str:
-    """Return a bar in which whatever is there is seen."""
+    """Return a bar in which whatever is there is seen, be it one address of a million."""
     if not usage.size:
         return table.NOTHING
-    used, cooling = (min(-(-part * _BAR // usage.size), _BAR) for part in (usage.used, usage.cooling))
-    if usage.free and used + cooling >= _BAR:
-        used, cooling = used - (used > cooling), cooling - (used <= cooling)
-    drawn = ("#" * used + "~" * cooling)[:_BAR]
-    return drawn + "." * (_BAR - len(drawn))
+    lengths = [-(-part * _BAR // usage.size) for part in (usage.used, usage.cooling, usage.free)]
+    while sum(lengths) > _BAR:
+        lengths[lengths.index(max(lengths))] -= 1
+    return "".join(sign * length for sign, length in zip("#~.", lengths, strict=True))
 
 
 def cells(usage: Usage) -> tuple[str, ...]:
