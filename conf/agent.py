@@ -55,6 +55,11 @@ class AgentConf(Section):
     metrics: Annotated[str, AfterValidator(_address)] = Field(
         default="", description="HOST:PORT for /metrics, /healthz and /readyz; absent: none"
     )
+    stand_by: bool = Field(
+        default=False,
+        description="once replaced by another agent, end only when nobody listens any more: for a supervisor that "
+        "starts anew whatever ends, and would have the two replace each other for ever",
+    )
     host_mounts: str = Field(
         default="",
         description="the mount namespace that requests are served in, where it is not the agent's: /proc/1/ns/mnt in a "

@@ -36,6 +36,16 @@ class Listener:
         """Tell whether the path still leads here, and not to an agent that has taken over."""
         return self.activated or _identity(self.path) == self._identity
 
+    def has_successor(self) -> bool:
+        """Tell whether another agent has the path and lives."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asking:
+                asking.connect(str(self.path))
+        except OSError as error:
+            # Of another type, EPROTOTYPE, is what a living agent listens on; it does not even hear of this.
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED)
+        return False
+
     def withdraw(self) -> None:
         """Take the path away, so that shims run on their own; another agent's, and systemd's, stay."""
         if self.activated:

@@ -1,7 +1,8 @@
 """The agent's loop: signals, deadlines, taking over and draining; the gate and the crew do the rest.
 
-SIGTERM, or another agent in our place: nobody comes in any more, who is in is served, then it ends. A second SIGTERM
-has what runs undone. SIGHUP reads the configuration of the agent again; that of the plugins is read for every request.
+SIGTERM, or another agent in our place: nobody comes in any more, who is in is served, then it ends; with ``stand_by``
+not before the other one does. A second SIGTERM has what runs undone. SIGHUP reads the configuration of the agent again;
+that of the plugins is read for every request.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Server:
         self._notify = notify or Notify()
         self._clock = clock
         self._is_told_to_stop = False
+        self._is_replaced = False
         self.selector = selectors.DefaultSelector()
         self.crew = Crew(
             selector=self.selector,
@@ -106,7 +108,7 @@ class Server:
                 self.leases.refresh()
             LOG.info("listening on %s", self.gate.listener.path)
             self._notify.ready("serving")
-            while self.gate.is_open or self.crew.running or self.crew.waiting:
+            while self.gate.is_open or self.crew.running or self.crew.waiting or self._stands_by():
                 for key, _events in self.selector.select(self._pause_s()):
                     key.data()
                 self._tick()
@@ -116,7 +118,8 @@ class Server:
         """Let nobody in any more."""
         if self.gate.is_open:
             LOG.info("draining: %d running, %d waiting", self.crew.running, self.crew.waiting)
-            self._notify.stopping()
+            if not self._stands_by():
+                self._notify.stopping()
             self.gate.close()
             self.crew.dismiss()
 
@@ -132,10 +135,16 @@ class Server:
         if self.gate.is_open:
             self.crew.prepare()
         if self.gate.is_open and not self.gate.listener.is_current():
-            LOG.info("another agent has taken over")
+            self._is_replaced = True
+            LOG.info("another agent has taken over%s", "; standing by" if self._stands_by() else "")
             if self.pages is not None:
                 self.pages.close()
             self.drain()
+
+    def _stands_by(self) -> bool:
+        """Tell whether our end would have us started anew, in the place of whoever has taken ours."""
+        is_asked = self._is_replaced and self.crew.conf.stand_by and not self._is_told_to_stop
+        return is_asked and self.gate.listener.has_successor()
 
     def _hear(self, number: int) -> None:
         if number == signal.SIGCHLD:

@@ -28,6 +28,7 @@ _DESCRIPTORS_WANTED = 65536
 @click.option("--request-timeout", "request_timeout_s", type=int, help="Interrupt after so many seconds (180).")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="One line an event, on stderr (text).")
 @click.option("--metrics", metavar="HOST:PORT", help="Where /metrics, /healthz and /readyz are (nowhere).")
+@click.option("--stand-by", is_flag=True, default=None, help="Once replaced, end when nobody else listens any more.")
 @click.option("--host-mounts", metavar="FILE", help="Serve in this mount namespace; in a container: /proc/1/ns/mnt.")
 @click.option("--socket", "path", type=click.Path(path_type=Path), hidden=True)
 @click.pass_context

@@ -162,15 +162,14 @@ def test_start_up_pass_is_given_less_than_the_agent() -> None:
 
 
 def options() -> dict[str, str]:
-    return dict(word.removeprefix("--").split("=", 1) for word in AGENT["args"])
+    return dict(word.removeprefix("--").partition("=")[::2] for word in AGENT["args"])
 
 
 def test_options_of_the_agent_are_its_own() -> None:
     known = {word.removeprefix("--") for parameter in agent.params for word in parameter.opts}
     assert options().keys() <= known
-    assert AgentConf(**{key.replace("-", "_"): value for key, value in options().items()}).host_mounts.startswith(
-        "/proc/1/"
-    )
+    conf = AgentConf.model_validate({key.replace("-", "_"): value or True for key, value in options().items()})
+    assert conf.host_mounts.startswith("/proc/1/")
     assert POD["hostPID"] is True and POD["hostNetwork"] is True
 
 
@@ -186,6 +185,8 @@ def test_probes_ask_the_pages() -> None:
 
 def test_new_agent_comes_before_the_old_one_goes() -> None:
     assert DAEMON_SET["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    # A container that ends is started again, whatever its exit status.
+    assert "stand-by" in options()
     # Kubernetes makes host ports of declared ones, and then two pods do not fit on a node.
     assert "ports" not in AGENT
     longest = AgentConf().request_timeout_s + UNDO_PATIENCE_S
