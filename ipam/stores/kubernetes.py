@@ -263,7 +263,8 @@ def _space(place: Place, pools: Sequence[Pool]) -> str | None:
 def _is_taken_over(obj: Json, pools: Iterable[PoolObject]) -> bool:
     name, podref = obj["metadata"]["name"], obj["spec"].get("podref")
     return any(
-        entry.get("podref") == podref and reservation_name(pool.network_name, pool.address(offset)) == name
+        entry.get("podref") == podref and reservation_name(network_name, pool.address(offset)) == name
         for pool in pools
+        for network_name in pool.network_names
         for offset, entry in pool.allocations.items()
     )

@@ -8,7 +8,7 @@ Source: ``ipam.stores.contract``; reference 8.5 (which hazards upstream's own pl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,7 +140,7 @@ class _Upstream:
         reserved = {obj["metadata"]["name"]: obj for obj in self._api.listed(self._cluster.reservations)}
         allocated: set[str] = set()
         for pool in pools:
-            names = {offset: reservation_name(pool.network_name, pool.address(offset)) for offset in pool.allocations}
+            names = {offset: _name_of(pool, offset, reserved) for offset in pool.allocations}
             allocated.update(names.values())
             # Without enable_overlapping_ranges there are none at all.
             checked = any(name in reserved for name in names.values())
@@ -148,6 +148,13 @@ class _Upstream:
                 yield from _disagreement(pool, offset, reserved.get(name), checked=checked)
         for name in sorted(reserved.keys() - allocated):
             yield f"reservation {name} of pod {reserved[name]['spec'].get('podref')} is in no IPPool"
+
+
+def _name_of(pool: PoolObject, offset: int, reserved: Mapping[str, Json]) -> str:
+    """Return what the reservation of an allocation is called: where several names may be it, one that is there."""
+    names = [reservation_name(network_name, pool.address(offset)) for network_name in pool.network_names]
+    entry = pool.allocations[offset]
+    return next((name for name in names if name in reserved and belongs_to(reserved[name], entry)), names[0])
 
 
 def _disagreement(pool: PoolObject, offset: int, reserved: Json | None, *, checked: bool) -> Iterator[str]:

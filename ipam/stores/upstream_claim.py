@@ -24,7 +24,7 @@ from ipam.stores.kubernetes_api import Refused, ReplyLost
 from ipam.stores.upstream_cluster import MEETINGS, Cluster, Place
 from ipam.stores.upstream_names import object_of, offset_of, reservation_name, reserved_address
 from ipam.stores.upstream_notes import Mark
-from ipam.stores.upstream_pool import PoolObject, is_reserved_by, mark_of, read_lease
+from ipam.stores.upstream_pool import PoolObject, belongs_to, is_reserved_by, mark_of, read_lease
 
 # After so many lost races it is looked again what is there.
 _PATIENCE = 3
@@ -141,11 +141,13 @@ class Claim:
         self._claimed.append((name, place, reserved))
         entered = self._cluster.enter(place, self._owner, None if reserved else mark)
         if entered is None:
-            if reserved is not None:
-                self._cluster.unreserve(reserved)
-            self._drop(name)
             self._claimed.pop()
-            self._pools[_name(pool)] = self._cluster.again(place.pool)
+            there = self._pools[_name(pool)] = self._cluster.again(place.pool)
+            # Upstream's ADD for another sandbox of this pod takes our reservation for its own, and makes none.
+            if reserved is None or not belongs_to(reserved, there.allocations.get(place.offset, {})):
+                if reserved is not None:
+                    self._cluster.unreserve(reserved)
+                self._drop(name)
             return None
         self._pools[_name(pool)] = entered
         return read_lease(entered, place.offset, mark_of(reserved), space=pool.space)

@@ -259,8 +259,11 @@ class Cluster:
 
     def reservation_of(self, place: Place) -> Json | None:
         """Read the reservation that belongs to an allocation; None when there is none, or it is another one's."""
-        stored = self.reservation(place.network_name, place.address)
-        return stored if stored is not None and belongs_to(stored, place.pool.allocations[place.offset]) else None
+        for network_name in dict.fromkeys([place.network_name, *place.pool.network_names]):
+            stored = self.reservation(network_name, place.address)
+            if stored is not None and belongs_to(stored, place.pool.allocations[place.offset]):
+                return stored
+        return None
 
     def _pool(self, name: str, network: IPNetwork, *, slice_of: str | None = None) -> PoolObject:
         return PoolObject(name, network, self.api.get(f"{self._pools}/{name}"), slice_of=slice_of)

@@ -39,8 +39,10 @@ _SLICE_OF = f"{GROUP}/slice-of-network"
 # On every pool that we made: where there are annotations, one more can be added whatever others do.
 _MADE_BY = f"{GROUP}/made-by"
 _COOLING, _MARKS, _FENCES = f"cooling.{GROUP}/", f"lease.{GROUP}/", f"fence.{GROUP}/"
-# All annotations of an object may have 256 KiB.
-_MOST_COOLING, _MOST_MARKS, _MOST_FENCES = 1000, 800, 500
+_MOST_COOLING, _MOST_FENCES = 1000, 500
+# All annotations of an object may have 256 KiB, and one patch too much is refused for good: what may be left out stops
+# well below, for the fences' sake, and since others add theirs at the same moment.
+_FOR_MARKS, _FOR_COOLING = 160 * 1024, 200 * 1024
 _SWEPT = 4
 # No API server works on a request for longer than a minute.
 _FENCED_S = 3600
@@ -87,6 +89,14 @@ class PoolObject:
         if self.slice_of is not None:
             return self.slice_of.partition("/")[0]
         return network_name_of(self.name, self.network)
+
+    @property
+    def network_names(self) -> list[str]:
+        """The network_name, and what else it may be of a pool that upstream made: of a slice's, without the node."""
+        if self.slice_of is not None or _MADE_BY in self.annotations:
+            return [self.network_name]
+        parts = self.network_name.split("-")
+        return list(dict.fromkeys("-".join(parts[:number]) for number in range(len(parts), -1, -1)))
 
     @property
     def slice_of(self) -> str | None:
@@ -152,7 +162,7 @@ class PoolObject:
         operations += [] if self._has_allocations else making("/spec/allocations")
         operations += [expecting(path, None), {"op": "add", "path": path, "value": entry}]
         operations += self._dropping(f"{_COOLING}{offset}")
-        has_room = sum(key.startswith(_MARKS) for key in self.annotations) < _MOST_MARKS
+        has_room = self._noted() + len(str(mark)) < _FOR_MARKS
         return operations + self._noting(self._notes(offset, mark if has_room else None)) + self._unmanaging()
 
     def unchanged(self) -> Json:
@@ -196,7 +206,7 @@ class PoolObject:
         swept = [f"{_COOLING}{each}" for each in over] + (self._old_fences(now) if sweeps else [])
         for key in random.sample(swept, min(_SWEPT, len(swept))):
             operations += self._dropping(key)
-        if cooling is not None and len(known) < _MOST_COOLING:
+        if cooling is not None and len(known) < _MOST_COOLING and self._noted() < _FOR_COOLING:
             operations += self._noting({f"{_COOLING}{offset}": str(cooling)})
         return operations + self._unmanaging()
 
@@ -221,6 +231,9 @@ class PoolObject:
                 hint=f'set "datastore": "{datastore}" in the network, or "vferry ipam migrate --to kubernetes"',
             )
         return expecting(annotation(MIGRATED) if self.annotations else "/metadata/annotations", None)
+
+    def _noted(self) -> int:
+        return sum(len(key) + len(value) for key, value in self.annotations.items())
 
     def _old_fences(self, now: float) -> list[str]:
         fences = {key: Cooling.read(f"{value}/0") for key, value in self.annotations.items() if key.startswith(_FENCES)}
@@ -297,11 +310,16 @@ def is_reserved_by(obj: Json, owner: Owner) -> bool:
 
 
 def belongs_to(obj: Json, entry: Json) -> bool:
-    """Whether a reservation, ours or upstream's, is the one of an allocation; fields a schema dropped say nothing."""
+    """Whether a reservation, ours or upstream's, is the one of an allocation; fields a schema dropped say nothing.
+
+    Upstream's ADD takes the allocation of another sandbox of its pod over, and leaves the reservation as it is: with
+    our mark, and the other container's id.
+    """
     mark, spec = mark_of(obj), obj.get("spec") or {}
-    if mark is not None:
-        return _is_of(mark, entry)
-    return all(spec.get(key, wanted) in ("", wanted) for key, wanted in _reserved(entry).items())
+    if mark is not None and _is_of(mark, entry):
+        return True
+    wanted = _reserved(entry) if mark is None else _attached(entry)
+    return all(spec.get(key, value) in ("", value) for key, value in wanted.items())
 
 
 def read_lease(pool: PoolObject, offset: int, mark: Mark | None, *, space: str | None = None) -> Lease:
@@ -348,8 +366,12 @@ def read_reservation(obj: Json) -> Lease | None:
     )
 
 
+def _attached(entry: Json) -> dict[str, Any]:
+    return {"podref": entry.get("podref"), "ifname": entry.get("ifname")}
+
+
 def _reserved(entry: Json) -> dict[str, Any]:
-    return {"podref": entry.get("podref"), "ifname": entry.get("ifname"), "containerid": entry.get("id")}
+    return {**_attached(entry), "containerid": entry.get("id")}
 
 
 def _is_of(mark: Mark, entry: Json) -> bool:

@@ -319,16 +319,20 @@ def test_verify_finds_where_pools_and_reservations_disagree(request, api_server,
     operator.lease("c1", pod_namespace="ns", pod_name="a")
     operator.lease("c2", pod_namespace="ns", pod_name="b")
     operator.lease("c3", pod_namespace="ns", pod_name="c")
-    assert verified(operator, tmp_path, ok=True) == []
     upstream = Upstream(api_server)
+    # Upstream takes an allocation of its pod over and leaves the reservation as it is: that is in order.
+    patch = [{"op": "replace", "path": "/spec/allocations/3/id", "value": "c2-again"}]
+    upstream.request("PATCH", "ippools/192.0.2.0-28", patch)
+    assert verified(operator, tmp_path, ok=True) == []
     upstream.request("DELETE", "overlappingrangeipreservations/192.0.2.2", {})
     upstream.request("PATCH", "ippools/192.0.2.0-28", [{"op": "remove", "path": "/spec/allocations/3"}])
-    patch = [{"op": "replace", "path": "/spec/allocations/4/id", "value": "taken-over"}]
+    entry = {"id": "loser", "podref": "ns/d", "ifname": "net1"}
+    patch = [{"op": "replace", "path": "/spec/allocations/4", "value": entry}]
     upstream.request("PATCH", "ippools/192.0.2.0-28", patch)
     found = sorted(text for kind, text in verified(operator, tmp_path, ok=False) if kind == "contradiction")
     assert found == [
         "192.0.2.2 of IPPool 192.0.2.0-28 is held by container c1 of pod ns/a, but is not reserved",
-        "192.0.2.4 of IPPool 192.0.2.0-28 is held by container taken-over of pod ns/c, "
+        "192.0.2.4 of IPPool 192.0.2.0-28 is held by container loser of pod ns/d, "
         "but reserved by container c3 of pod ns/c",
         "reservation 192.0.2.3 of pod ns/b is in no IPPool",
     ]

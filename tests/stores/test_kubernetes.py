@@ -185,6 +185,26 @@ def test_annotations_never_outgrow_the_object(lab, upstream, api_server):
     assert upstream.call("GET", "ippools/10.0.0.0-16")["metadata"]["annotations"] == notes
 
 
+def test_where_annotations_are_nearly_full_pods_come_and_go(lab, upstream):
+    """Without overlap checks each lease has one, and the server refuses every patch that makes them too many."""
+    note = json.dumps({"cid": "c" * 64, "network": "rail1", "node": "ip-10-0-12-34.eu-central-1.compute.internal"})
+    notes = {f"lease.ipam.vferry.io/{offset}": note.ljust(300) for offset in range(1000, 1600)}
+    notes |= {f"cooling.ipam.vferry.io/{offset}": f"{lab.clock.now:.3f}/60.000/{'a' * 16}" for offset in range(5, 1000)}
+    room = 256 * 1024 - 100 - sum(len(key) + len(value) for key, value in notes.items())
+    assert room > 0
+    entries = {str(offset): {"id": f"c{offset}", "podref": "ns/x", "ifname": "net1"} for offset in (1, 2)}
+    body = {
+        "apiVersion": "whereabouts.cni.cncf.io/v1alpha1",
+        "kind": "IPPool",
+        "metadata": {"name": "10.0.0.0-16", "annotations": notes | {"example.org/x": "x" * (room - 13)}},
+        "spec": {"range": "10.0.0.0/16", "allocations": entries},
+    }
+    assert upstream.call("POST", "ippools", body)
+    assert reserve(lab, "new", Want(pool("10.0.0.0/16", overlap_checked=False))) == ["10.0.0.3"]
+    for name, address in (("c1", "10.0.0.1"), ("c2", "10.0.0.2"), ("new", "10.0.0.3")):
+        assert release(lab, name) == [address]
+
+
 def test_a_pool_without_allocations_is_given_some():
     """A CRD of old did not require them."""
     there = PoolObject("10.0.0.0-29", IPNetwork(BLOCK), {"metadata": {"name": "10.0.0.0-29"}, "spec": {"range": BLOCK}})

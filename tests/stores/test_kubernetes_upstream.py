@@ -188,6 +188,38 @@ def test_delete_of_an_old_sandbox_beside_upstreams_add_of_the_new_one(lab, upstr
         require_sound(upstream)
 
 
+def test_add_beside_upstreams_add_of_another_sandbox_of_the_pod(lab, upstream, api_server):
+    """Upstream takes a reservation of its pod for its own: when we lose the allocation to it, it must not lose that."""
+    for schedule in SCHEDULES[::4]:
+        clean(api_server, lab)
+        steps = Steps(lambda: upstream.add("go", "ns/web-0", BLOCK))
+        with interrupted(lab, steps, schedule) as store:
+            (ours,) = store.reserve(owner(f"c{schedule}", **POD), [Want(pool(BLOCK))], allocation="lowest")
+        steps.finish()
+        assert steps.failure is None, schedule
+        entries = upstream.pools()["10.0.0.0-29"]
+        # What upstream took over from us is its own, as a pod's former address is.
+        assert entries[steps.result]["id"] == "go"
+        assert entries.keys() == {steps.result, str(ours.address)}
+        require_sound(upstream)
+        release(lab, f"c{schedule}")
+        assert upstream.pools()["10.0.0.0-29"].keys() == {steps.result}
+        require_sound(upstream)
+
+
+def test_what_upstream_took_over_from_us_is_released_with_its_reservation(lab, upstream):
+    with lab.open() as store:
+        (ours,) = store.reserve(owner("old", **POD), [Want(pool(BLOCK))], allocation="lowest")
+    assert run(upstream.add("new", "ns/web-0", BLOCK)) == str(ours.address)
+    with lab.open() as store:  # the node has our plugin again
+        (again,) = store.reserve(owner("new", **POD), [Want(pool(BLOCK))], allocation="lowest")
+    assert again.address == ours.address
+    assert release(lab, "old") == []
+    require_sound(upstream)
+    assert release(lab, "new") == [str(ours.address)]
+    assert (upstream.pools(), upstream.reservations()) == ({"10.0.0.0-29": {}}, {})
+
+
 def test_without_overlap_checks_the_pool_alone_decides(lab, upstream, api_server):
     for schedule in SCHEDULES[:: len(SCHEDULES) // 60]:
         clean(api_server, lab)

@@ -16,6 +16,9 @@ from conf.errors import (
     UnsupportedField,
 )
 from conf.request import read_request
+from conf.whereabouts import Kubernetes, StoreConf
+from ipam.stores.contract import Deadline
+from ipam.stores.survey import open_survey
 from ipam.whereabouts import Whereabouts
 from tests.stores.conftest import KUBERNETES, kubernetes_lab
 from tests.stores.upstream_writer import Upstream
@@ -182,6 +185,26 @@ def test_upstreams_pool_of_the_slice_is_used(api_server, tmp_path):
     spec = cluster.upstream.call("GET", "ippools/blue-node2-10.0.0.8-29")["spec"]
     assert (spec["range"], list(spec["allocations"])) == ("10.0.0.8/29", ["1"])
     assert list(cluster.upstream.reservations()) == ["blue-10.0.0.9"]
+
+
+@pytest.mark.parametrize("network_name", ["", "blue"])
+def test_what_upstream_added_in_a_slice_is_released_with_its_reservation(api_server, tmp_path, network_name):
+    """The pool's name has the node in it, the reservation's has not, and upstream notes nothing that tells."""
+    cluster = Cluster(kubernetes_lab(api_server, "kubernetes", tmp_path), Upstream(api_server))
+    (tmp_path / "run").mkdir()
+    prefix = f"{network_name}-" if network_name else ""
+    name, spec = f"{prefix}10.0.0.1", {"podref": "ns/web-0", "ifname": "net1"}
+    allocations = {"1": {"id": "c1", **spec}}
+    for kind, plural, called, body in (
+        ("IPPool", "ippools", f"{prefix}node-1-10.0.0.0-29", {"range": "10.0.0.0/29", "allocations": allocations}),
+        ("OverlappingRangeIPReservation", "overlappingrangeipreservations", name, spec),
+    ):
+        made = {"apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": kind, "metadata": {"name": called}}
+        assert cluster.upstream.call("POST", plural, {**made, "spec": body})
+    conf = StoreConf(datastore="kubernetes", kubernetes=Kubernetes(kubeconfig=cluster.lab.kubeconfig))
+    assert list(open_survey(conf, Deadline(10)).contradictions(None, [])) == []
+    cluster.run("DEL", "node-1", ipam={"network_name": network_name})
+    assert (cluster.held(), cluster.upstream.reservations()) == ({}, {})
 
 
 def test_the_roles_of_both_stores_may_read_slices(api_server, tmp_path):
