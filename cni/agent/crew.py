@@ -33,6 +33,8 @@ SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHU
 # From SIGTERM, upon which a child undoes what it did, to SIGKILL. Together with the longest bound on a request this
 # stays below the shim's patience.
 UNDO_PATIENCE_S = 15.0
+# What a spare has died of, lack of memory say, the next one would die of at once: each end wakes the loop.
+_SPARES_PAUSE_S = 10.0
 # PIPE_BUF of linux/limits.h: so much is written whole or not at all.
 REPORT_BYTES = 4096
 
@@ -82,6 +84,7 @@ class Crew:
         self._waiting: deque[_Task] = deque()
         self._running: dict[int, _Task] = {}
         self._reports: dict[int, dict[str, Any]] = {}
+        self._spares_from = clock()
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         selector.register(self._reading, selectors.EVENT_READ, self._read_reports)
         self._spares = Spares(
@@ -122,11 +125,12 @@ class Crew:
 
     def prepare(self) -> None:
         """Make children ready for requests to come, while none is there that could use the time."""
-        if self._running or self._waiting:
+        if self._running or self._waiting or self._clock() < self._spares_from:
             return
         try:
             self._spares.fill()
         except OSError as error:
+            self._spares_from = self._clock() + _SPARES_PAUSE_S
             LOG.warning("no process for a spare child: %s", error.strerror)
 
     def dismiss(self) -> None:
@@ -145,6 +149,7 @@ class Crew:
                 if task is not None:
                     self._end(task, self._reports.pop(pid, {}), status)
                 elif self._spares.lost(pid):
+                    self._spares_from = self._clock() + _SPARES_PAUSE_S
                     LOG.warning("a spare child ended: %s", _how(status))
                 # Else, as process 1 of a container, it is an orphan of somebody else's.
         self.start()

@@ -37,14 +37,20 @@ def invocation(command: str = "ADD") -> Invocation:
 class Scene:
     """A crew with a loop of its own, its clock standing still."""
 
-    def __init__(self, *, life: Callable[..., None] = report_success, **conf: Any) -> None:
+    def __init__(
+        self,
+        *,
+        life: Callable[..., None] = report_success,
+        rehearse: Callable[[], object] = lambda: None,
+        **conf: Any,
+    ) -> None:
         self.selector = selectors.DefaultSelector()
         self.served: list[Served] = []
         self.now = 0.0
         self.crew = Crew(
             selector=self.selector,
             life=life,
-            rehearse=lambda: None,
+            rehearse=rehearse,
             clock=lambda: self.now,
             finished=self.served.append,
             conf=AgentConf(**{"spare_children": 0, **conf}),
@@ -176,6 +182,46 @@ def test_waiting_requests_are_bounded_in_number_and_time(held_back):
     assert [each.code for each in scene.served] == [None]
     for shim in shims:
         shim.close()
+
+
+@without_other_children
+def test_spares_that_die_of_themselves_are_not_forked_anew_at_once(monkeypatch):
+    """For lack of memory, say: the next one would die as well, and each end of one wakes the loop."""
+    forked: list[int] = []
+    real = os.fork
+    monkeypatch.setattr(os, "fork", lambda: (forked.append(0), real())[1])
+    scene = Scene(spare_children=1, rehearse=lambda: os._exit(9))
+    scene.crew.prepare()
+    wait_until_one_ended()
+    scene.crew.reap()
+    scene.crew.prepare()
+    assert len(forked) == 1
+    scene.now += 60
+    scene.crew.prepare()
+    assert len(forked) == 2
+    wait_until_one_ended()
+    scene.crew.reap()
+    # A request does not depend on them.
+    with scene.admit():
+        wait_until_one_ended()
+        scene.crew.reap()
+    assert [each.code for each in scene.served] == [0]
+
+
+@without_other_children
+def test_machine_without_processes_is_not_asked_for_spares_again_and_again(monkeypatch):
+    asked: list[int] = []
+
+    def refuse() -> int:
+        asked.append(0)
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    scene = Scene(spare_children=1)
+    with none_left_open():
+        for _each in range(5):
+            scene.crew.prepare()
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("kept", [(0, 1, 2, 40), (0, 41), (3,), (40, 41)])
