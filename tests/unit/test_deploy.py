@@ -136,6 +136,16 @@ def test_systemd_unit_is_given_them_too() -> None:
     assert given - {"CAP_SETPCAP"} == set(NEEDED)
 
 
+def test_systemd_leaves_the_children_alone() -> None:
+    """What a request does is never broken off: not by a stop, nor by the end of an agent that was killed or hung.
+
+    systemd.kill(5): with "mixed" what outlives the main process is killed, though nobody asked it to end.
+    """
+    unit = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / "vferry-agent.service").read_text(), re.MULTILINE))
+    assert (unit["KillMode"], unit["OOMPolicy"]) == ("process", "continue")
+    assert int(unit["TimeoutStopSec"]) > AgentConf().request_timeout_s + UNDO_PATIENCE_S
+
+
 def test_start_up_pass_is_one_command_wherever_it_runs() -> None:
     """Its options are the command's own, and it waits nowhere for the agent, nor the agent for it."""
     unit = (DEPLOY / "vferry-node-startup.service").read_text()
