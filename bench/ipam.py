@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -132,6 +132,13 @@ def kubernetes(
         )
 
     return lab
+
+
+@contextlib.contextmanager
+def on_one_node(make_lab: MakeLab, directory: Path) -> Iterator[Lab]:
+    """The same store, opened by many processes of one node, which share its files of hints and locks."""
+    with make_lab(directory) as lab:
+        yield replace(lab, open=lambda node: lab.open("node"))
 
 
 def labs(api_server: MakeServer) -> dict[str, MakeLab]:
@@ -322,6 +329,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=16)
     parser.add_argument("--prefix", type=int, default=20, help="prefix length of every network's range")
     parser.add_argument("--curve", default="", help="numbers of nodes to run in turn, of one network each")
+    parser.add_argument("--one-node", action="store_true", help="all are processes of one node, as its pods' ADDs are")
     parser.add_argument("--plot", type=Path, help="SVG file for the curve")
     parser.add_argument("--full", action="store_true", help="one ADD alone, in empty, wide and nearly full ranges")
     parser.add_argument("--rounds", type=int, default=25, help="how often, with --full")
@@ -330,9 +338,11 @@ def main() -> None:
     arguments = parser.parse_args()
     made = labs(partial(OutsideServer, admin=arguments.server)) if arguments.server else STORES
     stores = {name: made[name] for name in arguments.stores.split(",")}
+    if arguments.one_node:
+        stores = {name: partial(on_one_node, make_lab) for name, make_lab in stores.items()}
     sizes = [int(size) for size in (arguments.curve or (CURVE if arguments.report else "")).split(",") if size]
     plot = arguments.report / "ipam-concurrency.svg" if arguments.report else arguments.plot
-    print(f"# {machine()}")
+    print(f"# {machine()}{', all on one node' if arguments.one_node else ''}")
     if any(name.startswith("kubernetes") for name in stores):
         where = f"the server of {arguments.server}" if arguments.server else "the stand-in of tests/stores, in Python"
         print(f"# kubernetes, kubernetes-leases: at {where}")

@@ -25,7 +25,7 @@ from ipam.stores.contract import Allocation, Deadline, Lease, Owner, Pool, Store
 from ipam.stores.iplease import Json
 from ipam.stores.journal import Journal
 from ipam.stores.kubernetes_api import KubernetesApi, Refused
-from ipam.stores.upstream_claim import Claim
+from ipam.stores.upstream_claim import Claim, tried
 from ipam.stores.upstream_cluster import Cluster, Place
 from ipam.stores.upstream_journal import Known
 from ipam.stores.upstream_names import object_of, reservation_name
@@ -78,6 +78,7 @@ class KubernetesStore(ApiStore):
                         races=Races(self._scratch, str(self.api), first=FIRST_WINDOW[allocation]),
                         deadline=self._deadline,
                         clock=self._clock,
+                        scratch=self._scratch,
                         sticky=self._sticky is not False,
                     ).run(asked),
                 )
@@ -152,6 +153,7 @@ class KubernetesStore(ApiStore):
                 continue
             own = None if place.pool.mark(place.offset) else cluster.reservation_of(place)
             if read_lease(place.pool, place.offset, mark_of(own)).revision == lease.revision:
+                tried(cluster, self._scratch, place.pool.name).drop(lease.owner)
                 return cluster.take_out(place, lease.owner, own, self._cooling(lease), now=self._clock())
             return False
         alone = cluster.reservation(lease.network_name, lease.address)
@@ -201,6 +203,8 @@ class KubernetesStore(ApiStore):
             lease = read_lease(place.pool, place.offset, mark_of(own), space=_space(place, pools))
             if cluster.take_out(place, owner, own, self._cooling(lease), now=self._clock()):
                 released.append(lease)
+        for pool in there:
+            tried(cluster, self._scratch, pool.name).drop(owner)
         for obj in reserved.values():
             # Upstream's ADD for another sandbox of the pod may have taken the allocation over, and this with it.
             if not _is_taken_over(obj, there):
@@ -238,7 +242,7 @@ class KubernetesStore(ApiStore):
         return Cooling(self._clock(), self._cooldown_s, pod_key) if self._cooldown_s or pod_key else None
 
     def _cluster(self) -> Cluster:
-        return Cluster(self.api, deadline=self._deadline)
+        return Cluster(self.api, deadline=self._deadline, scratch=self._scratch)
 
 
 def _name(pool: Pool) -> str:

@@ -5,10 +5,14 @@ Nothing here is ever the proof of anything, nor an error: what cannot be read or
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
-from contextlib import suppress
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -16,6 +20,7 @@ from zlib import crc32
 Json = dict[str, Any]
 
 DIRECTORY = Path("/run/vferry/stores")
+_SHORTEST_POLL_S, _LONGEST_POLL_S = 0.002, 0.02
 
 log = logging.getLogger("vferry.ipam.scratch")
 
@@ -43,8 +48,7 @@ class Scratch:
         path = self._path(about)
         draft = path.with_name(f".{path.name}-{os.getpid()}")
         try:
-            for directory in (self._directory.parent, self._directory):
-                directory.mkdir(mode=0o700, exist_ok=True)
+            self._make()
             with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
                 json.dump({**kept, "about": about}, file, separators=(",", ":"))
             draft.rename(path)
@@ -58,5 +62,42 @@ class Scratch:
         with suppress(OSError):
             self._path(about).unlink()
 
+    @contextmanager
+    def hold(self, about: str, patience_s: float) -> Iterator[int | None]:
+        """Hold a file of the subject's, to be read and written by ``os.pread`` and ``os.pwrite``; None without it.
+
+        None too when somebody else has it for longer than ``patience_s``, stopped for instance.
+        """
+        try:
+            self._make()
+            fd = os.open(self._path(about).with_suffix(".held"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            log.debug("nothing of this node is held about %s: %s", about, error)
+            yield None
+            return
+        try:
+            yield fd if _is_locked(fd, patience_s) else None
+        finally:
+            os.close(fd)
+
+    def _make(self) -> None:
+        for directory in (self._directory.parent, self._directory):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
     def _path(self, about: str) -> Path:
         return self._directory / f"{crc32(about.encode()):08x}.json"
+
+
+def _is_locked(fd: int, patience_s: float) -> bool:
+    until, pause = time.monotonic() + patience_s, _SHORTEST_POLL_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            # Not all of a hundred at the same moment, nor each so often that they keep the processors from the one.
+            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            pause = min(1.5 * pause, _LONGEST_POLL_S)
+        else:
+            return True

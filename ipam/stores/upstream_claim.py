@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 
 from netaddr import IPAddress
@@ -21,6 +21,8 @@ from ipam.stores.iplease import Json
 from ipam.stores.journal import Journal
 from ipam.stores.known import Believed, Runs
 from ipam.stores.kubernetes_api import Refused, ReplyLost
+from ipam.stores.node_line import Tried
+from ipam.stores.scratch import Scratch
 from ipam.stores.upstream_cluster import MEETINGS, Cluster, Place
 from ipam.stores.upstream_names import object_of, offset_of, reservation_name, reserved_address
 from ipam.stores.upstream_notes import Mark
@@ -51,6 +53,7 @@ class Claim:
         races: Races,
         deadline: Deadline,
         clock: Callable[[], float],
+        scratch: Scratch,
         sticky: bool = True,
     ) -> None:
         self._pod_key = owner.pod_key if sticky else ""
@@ -61,6 +64,8 @@ class Claim:
         self._races = races
         self._deadline = deadline
         self._clock = clock
+        self._scratch = scratch
+        self._tried: set[int] = set()
         self._reserved: dict[str, set[int]] = {}
         self._standing = 0
         self._claimed: list[tuple[str, Place, Json | None]] = []
@@ -86,19 +91,30 @@ class Claim:
             self._undo()
             raise
         self._races.remember()
+        self._try_no_more({int(lease.address) for lease in self._leases.values()})
         # A request whose reply was lost may be done later, even after a DEL.
         if not self._cluster.api.lost:
             self._journal.settle()
         return [self._leases[index] for index in range(len(wants))]
 
     def _preferred(self, pool: Pool) -> list[IPAddress]:
-        """Return what the pod had; then, after lost races, any of the lowest free ones in the window."""
+        """Return what the pod had; then the lowest free one, or after lost races any of the lowest in the window."""
         former = self._pools[_name(pool)].given_back_by(self._pod_key)
-        if self._races.window == 1:
-            return former
-        nearest = list(islice(pool.range.free_values(self._occupancy(pool)), self._races.window))
-        random.shuffle(nearest)
+        free = pool.range.free_values(self._occupancy(pool))
+        if self._races.window > 1:
+            nearest = list(islice(free, self._races.window))
+            random.shuffle(nearest)
+        else:
+            own = tried(self._cluster, self._scratch, _name(pool)).choose(free, self._owner)
+            nearest = [] if own is None else [own]
+            self._tried.update(nearest)
         return former + [IPAddress(value, pool.range.version) for value in nearest]
+
+    def _try_no_more(self, entered: Collection[int] = ()) -> None:
+        if self._tried <= set(entered):
+            return
+        for name in self._pools:
+            tried(self._cluster, self._scratch, name).drop(self._owner, besides=entered)
 
     def _occupancy(self, pool: Pool) -> PoolOccupancy:
         there = self._pools[_name(pool)]
@@ -189,6 +205,7 @@ class Claim:
             self._cluster.turns.among = self._races.window
 
     def _undo(self) -> None:
+        self._try_no_more()
         for name, place, reserved in reversed(self._claimed):
             try:
                 there = self._cluster.again(place.pool)
@@ -206,6 +223,11 @@ class Claim:
         # Were a reply lost, the request may yet be done.
         if not self._cluster.api.lost:
             self._journal.drop(name)
+
+
+def tried(cluster: Cluster, scratch: Scratch, name: str) -> Tried:
+    """Return what this node's invocations try in a pool."""
+    return Tried(scratch, f"{cluster.api} {name}")
 
 
 def _name(pool: Pool) -> str:

@@ -16,6 +16,7 @@ Source: reference 8.5.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from ipam.stores.contention import Turns
 from ipam.stores.contract import Deadline, Owner, Pool
 from ipam.stores.iplease import OWNER_LABEL, Json, owner_label
 from ipam.stores.kubernetes_api import KubernetesApi, Refused, ReplyLost
+from ipam.stores.node_line import Line
+from ipam.stores.scratch import Scratch
 from ipam.stores.upstream_names import object_of, pool_name, reservation_name
 from ipam.stores.upstream_notes import Cooling, Mark
 from ipam.stores.upstream_pool import (
@@ -59,10 +62,13 @@ class Place(NamedTuple):
 
 
 class Cluster:
-    """Pools and reservations of one namespace."""
+    """Pools and reservations of one namespace; ``scratch`` has the lines in which this node changes them."""
 
-    def __init__(self, api: KubernetesApi, *, deadline: Deadline, migrates: bool = False) -> None:
+    def __init__(
+        self, api: KubernetesApi, *, deadline: Deadline, migrates: bool = False, scratch: Scratch | None = None
+    ) -> None:
         self.api = api
+        self._line = Line(scratch, deadline)
         self.turns = Turns(deadline, lambda: api.answering_s)
         self._deadline = deadline
         self._migrates = migrates
@@ -156,21 +162,45 @@ class Cluster:
                 if pool.exists:
                     obj = self._patch(pool, pool.adding(place.offset, owner, mark, migrates=self._migrates))
                     return pool.with_entry(place.offset, entry, obj)
-                obj = self.api.create(self._pools, pool.new(place.offset, entry, mark))
-                return PoolObject(pool.name, pool.network, obj, slice_of=pool.slice_of)
+                made = self._make(pool, pool.new(place.offset, entry, mark))
+                if made is not None:
+                    return PoolObject(pool.name, pool.network, made, slice_of=pool.slice_of)
+                pool = self.again(pool)
             except (Refused, ReplyLost):
                 # A test failed, or it was written too often meanwhile: what is there now decides.
                 pool = self.again(pool)
 
-    def _patch(self, pool: PoolObject, operations: list[Json]) -> Json:
-        """Apply a patch: if nobody else changed the pool since it was read, or else when it is our turn.
+    def _patch(self, pool: PoolObject, operations: list[Json], *, crowded: list[Json] | None = None) -> Json:
+        """Apply a patch: if no other node changed the pool since it was read, or else when it is our turn.
 
+        ``crowded``: what is to be done where others on this node have changed it since.
         Raises: Refused, ReplyLost.
         """
         path = f"{self._pools}/{pool.name}"
         self.turns.wait(len(pool.allocations))
-        if self.turns.met >= MEETINGS:
-            return self.api.patch(path, operations, metadata_only=True)
+        with self._line.at(self._about(pool)) as changes:
+            if changes.since(pool.read_at):
+                patched = self.api.patch(path, operations if crowded is None else crowded, metadata_only=True)
+            elif self.turns.met >= MEETINGS:
+                patched = self.api.patch(path, operations, metadata_only=True)
+            else:
+                patched = self._patch_unchanged(path, pool, operations)
+            changes.note()
+        return patched
+
+    def _make(self, pool: PoolObject, obj: Json) -> Json | None:
+        """Create a pool; None when another invocation here has done so. Raises: Refused, ReplyLost."""
+        with self._line.at(self._about(pool)) as changes:
+            if changes.since(pool.read_at):
+                return None
+            made = self.api.create(self._pools, obj)
+            changes.note()
+        return made
+
+    def _about(self, pool: PoolObject) -> str:
+        return f"{self.api} {self._pools}/{pool.name}"
+
+    def _patch_unchanged(self, path: str, pool: PoolObject, operations: list[Json]) -> Json:
         try:
             # That costs the server little when it fails; without the test it would try until it succeeds.
             return self.api.patch(path, [pool.unchanged(), *operations], metadata_only=True)
@@ -233,7 +263,9 @@ class Cluster:
             self._deadline.require(f"giving back {place.address}")
             try:
                 patch = pool.removing(place.offset, owner, cooling, now=now, sweeps=sweeps)
-                self._patch(pool, patch)
+                # Others sweep the same annotations, and one that has gone would make the patch fail.
+                alone = pool.removing(place.offset, owner, cooling, now=now, sweeps=False) if sweeps else patch
+                self._patch(pool, patch, crowded=alone)
                 return True
             except ReplyLost:
                 removed = True
@@ -266,7 +298,8 @@ class Cluster:
         return None
 
     def _pool(self, name: str, network: IPNetwork, *, slice_of: str | None = None) -> PoolObject:
-        return PoolObject(name, network, self.api.get(f"{self._pools}/{name}"), slice_of=slice_of)
+        read_at = time.monotonic()
+        return PoolObject(name, network, self.api.get(f"{self._pools}/{name}"), slice_of=slice_of, read_at=read_at)
 
     def _reservation(self, network_name: str, address: IPAddress) -> str:
         return f"{self.reservations}/{reservation_name(network_name, address)}"

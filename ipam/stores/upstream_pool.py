@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from conf.errors import TryAgainLater
 from ipam.stores.contract import Lease, Moved, Owner
@@ -49,10 +50,22 @@ _FENCED_S = 3600
 
 
 class PoolObject:
-    """One IPPool as it was read, or one that is not there yet."""
+    """One IPPool as it was read, or one that is not there yet.
 
-    def __init__(self, name: str, network: IPNetwork, obj: Json | None, *, slice_of: str | None = None) -> None:
+    ``read_at``: when it was asked for at the latest (CLOCK_MONOTONIC); what was changed since may be missing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: IPNetwork,
+        obj: Json | None,
+        *,
+        slice_of: str | None = None,
+        read_at: float | None = None,
+    ) -> None:
         self.name = name
+        self.read_at = time.monotonic() if read_at is None else read_at
         # Of a node's slice, network_name/RANGE: the object's name has node and slice in it, and not the range.
         self._slice_of = slice_of
         self.network = network
@@ -79,7 +92,7 @@ class PoolObject:
         """Return a pool as it was listed, None when its range is none."""
         try:
             network = IPNetwork(obj["spec"]["range"]).cidr
-        except (ValueError, KeyError, TypeError):
+        except (AddrFormatError, ValueError, KeyError, TypeError):
             return None
         return cls(obj["metadata"]["name"], network, obj)
 
@@ -182,6 +195,7 @@ class PoolObject:
     def with_entry(self, offset: int, entry: Json, obj: Json) -> PoolObject:
         """Return the pool with an allocation that was entered; ``obj``: its metadata as the server answered."""
         there = copy.copy(self)
+        there.read_at = time.monotonic()
         there._read_metadata(obj["metadata"])
         there.allocations = {**self.allocations, offset: entry}
         there._has_allocations = True
