@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from types import FrameType
@@ -46,6 +47,7 @@ def live(invocation: Invocation, connection: socket.socket, report: int, *, host
         connection = _take_place(invocation, connection, report)
         if host_mounts:
             mounts.enter(host_mounts)
+        time.tzset()  # by the caller's TZ, or the /etc/localtime that is here now
         _serve(invocation, Caller(connection, waits_for_add=invocation.command == "ADD"))
     except BaseException:
         LOG.critical("the child failed", exc_info=True)
@@ -102,6 +104,8 @@ def _take_place(invocation: Invocation, connection: socket.socket, report: int) 
     for place, fd in moved.items():
         os.dup2(fd, place, inheritable=place <= _STDERR)
     os.closerange(max(wanted) + 1, os.sysconf("SC_OPEN_MAX"))
+    os.environ.clear()  # libraries look there too: for certificates, for a time zone
+    os.environ.update(invocation.environ)
     sys.argv = [invocation.called_as]  # what cni.delegate takes for our own file
     return socket.socket(fileno=_CONNECTION)
 

@@ -93,7 +93,7 @@ class Gate:
             self._selector.unregister(self.listener.socket)
         self._pauses_until = None
         if not self.listener.activated:
-            with suppress(BlockingIOError):
+            with suppress(OSError):  # there is no other, or nothing to accept it with: the kernel tells it the same
                 while True:
                     self.listener.socket.accept()[0].close()  # said nothing is not taken
         self.listener.close()

@@ -33,7 +33,7 @@ class Scene:
         self.reports, self._report = os.pipe()
         self._log = folder / "stderr"
 
-    def start(self, command: str = "ADD", *, lingers_s: float = 0, agent_lives: bool = True) -> int:
+    def start(self, command: str = "ADD", *, lingers_s: float = 0, agent_lives: bool = True, **more: str) -> int:
         """Fork it; ``lingers_s`` after its commit it answers."""
         pid = os.fork()
         if pid:
@@ -45,17 +45,17 @@ class Scene:
             return pid
         try:
             os.close(self.reports)
-            self._live(command, lingers_s)
+            self._live({"CNI_COMMAND": command, **more}, lingers_s)
         finally:
             os._exit(99)
 
-    def _live(self, command: str, lingers_s: float) -> None:
+    def _live(self, environ: dict[str, str], lingers_s: float) -> None:
         self.shim.close()
 
         def main(name: str, *, environ: dict[str, str], stdin: Any, stdout: Any) -> int:
             with Undo() as undo:
                 undo.commit()
-            self.committed.touch()
+            self.committed.write_text(f"{time.localtime(0).tm_hour} {sorted(os.environ)}")
             signal.sigtimedwait([], lingers_s)
             stdout.write(DOCUMENT)
             return 0
@@ -71,7 +71,6 @@ class Scene:
         os.lseek(stdin, 0, 0)
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 2)
-        environ = {"CNI_COMMAND": command}
         descriptors = {offer.STDIN: stdin, offer.STDERR: log}
         child.live(Invocation(b"", "b", 1, "/opt/cni/bin/static", environ, descriptors), self._theirs, self._report)
 
@@ -150,3 +149,12 @@ def test_killed_agent_does_not_spoil_the_answer(scene, tmp_path):
     scene.shim.close()
     assert status_of(pid) == 0
     assert (tmp_path / "stderr").read_text() == ""
+
+
+def test_libraries_find_the_environment_of_the_caller_and_nothing_of_the_agents(scene):
+    """OpenSSL looks for SSL_CERT_FILE, the C library for TZ, and neither asks us: as in a process of the caller's."""
+    pid = scene.start(SSL_CERT_FILE="/ca.pem", TZ="XYZ-5")
+    scene.read_answer()
+    scene.shim.close()
+    assert status_of(pid) == 0
+    assert scene.committed.read_text() == "5 ['CNI_COMMAND', 'SSL_CERT_FILE', 'TZ']"

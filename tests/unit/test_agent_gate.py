@@ -89,6 +89,20 @@ def test_gate_closes_while_it_rests(scene, monkeypatch):
     assert scene.turn() == 0
 
 
+def test_gate_closes_though_nothing_can_be_accepted(scene, monkeypatch):
+    """An agent that drains has requests to bring to their end."""
+
+    def accept(_socket: socket.socket) -> None:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    with scene.connected() as client:
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(socket.socket, "accept", accept)
+            scene.gate.close()
+        with pytest.raises(ConnectionResetError):  # not taken, that is
+            client.recv(1)
+
+
 @pytest.mark.parametrize(
     "body",
     [b"/opt/cni/bin/\xff\0CNI_COMMAND=ADD\0", b"/opt/cni/bin/static\0CNI_COMMAND=\xff\0", b"/opt/cni/bin/vferry\0"],
