@@ -74,6 +74,10 @@ class EtcdServer:
             else:
                 return self
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def stop(self):
         self._process.send_signal(signal.SIGCONT)
         self._process.kill()
