@@ -93,6 +93,7 @@ class Brokered(Gateway):
     def _once(self, path: str, document: bytes, _token: str) -> dict[str, Any]:
         if self._broker is None:
             self._broker = socket.socket(socket.AF_UNIX)
+            self._broker.settimeout(DEADLINE_S)
             self._broker.connect(self.path)
         send(self._broker, path.encode() + b"\n" + document)
         answer = receive(self._broker)
