@@ -43,13 +43,14 @@ def read_flat_file(ipam: Mapping[str, Any], *, paths: Sequence[Path] = PATHS) ->
 def fill(ipam: Mapping[str, Any], flat: Mapping[str, Any]) -> Json:
     """Return the object with what is absent or empty taken from the flat file, objects within objects likewise.
 
-    A number 0 is a value here: no number of upstream's means anything to us, and ``"cooldownSeconds": 0`` does.
+    A number 0, or false, is a value here: none of upstream's means anything to us, and ``"cooldownSeconds": 0`` and
+    ``"sticky": false`` do.
     """
     filled = dict(ipam)
     for key, from_file in flat.items():
         given = lookup(ipam, key)
         nested = isinstance(given, dict) and isinstance(from_file, dict)
-        is_set = given is not None and (bool(given) or not isinstance(given, str | list | dict | bool))
+        is_set = given is not None and (bool(given) or not isinstance(given, str | list | dict))
         if key.lower() == _NEVER_FILLED or (is_set and not nested):
             continue
         for name in [name for name in filled if name.lower() == key.lower()]:

@@ -192,6 +192,7 @@ def test_the_flat_file_fills_what_is_absent_or_empty():
         "gateway": "10.0.0.1",
         "exclude": [],
         "cooldownSeconds": 0,
+        "sticky": False,
         "kubernetes": {"kubeconfig": ""},
     }
     from_file = {
@@ -199,6 +200,7 @@ def test_the_flat_file_fills_what_is_absent_or_empty():
         "gateway": "10.0.0.254",
         "exclude": ["10.0.0.9"],
         "cooldownSeconds": 30,
+        "sticky": True,
         "kubernetes": {"kubeconfig": "/k", "k8s_api_root": "r"},
         "enable_overlapping_ranges": False,
     }
@@ -207,6 +209,7 @@ def test_the_flat_file_fills_what_is_absent_or_empty():
         "gateway": "10.0.0.1",
         "exclude": ["10.0.0.9"],
         "cooldownSeconds": 0,
+        "sticky": False,
         "kubernetes": {"kubeconfig": "/k", "k8s_api_root": "r"},
     }
 
