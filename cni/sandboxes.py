@@ -45,7 +45,10 @@ class Sandboxes:
         self._lock = lock
 
     def sandbox(self, lease: Lease) -> Word:
-        """Return whether the lease's sandbox is there; see ``ipam.reaping``."""
+        """Return whether the lease's sandbox is there; see ``ipam.reaping``.
+
+        All interfaces of a container have one: any of them tells of a lease that does not say of which it is.
+        """
         if lease.owner.node not in ("", self.name):
             return NOTHING_KNOWN
         try:
@@ -97,7 +100,9 @@ class Sandboxes:
         return Word(gone=f"its sandbox is of boot {', '.join(sorted(boots))}, node {self.name} now runs {current}")
 
     def _recorded(self, lease: Lease) -> list[Attachment]:
-        owner = lease.owner.container_id, lease.owner.ifname
+        owner = lease.owner
+        if not owner.ifname:
+            return [each for each in self._attachments.every() if each.container_id == owner.container_id]
         folders = sorted(self._attachments.root.glob("*"))
-        found = [self._attachments.load(folder.name, *owner) for folder in folders]
+        found = [self._attachments.load(folder.name, owner.container_id, owner.ifname) for folder in folders]
         return [record for record in found if record is not None]

@@ -66,12 +66,13 @@ class Results:
         return found
 
     def of_owner(self, container_id: str, ifname: str) -> list[CachedAttachment]:
-        """Return the attachments of one interface of one container.
+        """Return the attachments of one interface of one container, of all its interfaces where none is named.
 
         Raises: IoFailure, DecodeFailure: what cannot be read must not be taken for absent.
         """
-        found = map(_load, sorted(self._folder.glob(f"*-{escape(container_id)}-{escape(ifname)}")))
-        return [each for each in found if each and (each.container_id, each.ifname) == (container_id, ifname)]
+        wanted = escape(ifname) if ifname else "*"
+        found = map(_load, sorted(self._folder.glob(f"*-{escape(container_id)}-{wanted}")))
+        return [each for each in found if each and each.container_id == container_id and ifname in ("", each.ifname)]
 
     def every(self) -> list[CachedAttachment]:
         """Return all attachments; what is no such thing is passed over."""

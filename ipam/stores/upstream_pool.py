@@ -209,7 +209,7 @@ class PoolObject:
         path = f"/spec/allocations/{offset}"
         operations = [
             expecting(f"{path}/id", owner.container_id),
-            expecting(f"{path}/ifname", owner.ifname),
+            expecting(f"{path}/ifname", self.allocations[offset].get("ifname")),
             {"op": "remove", "path": path},
             *self._dropping(f"{_MARKS}{offset}"),
         ]
@@ -293,8 +293,11 @@ def podref_of(owner: Owner) -> str:
 
 
 def is_held_by(entry: Json, owner: Owner) -> bool:
-    """Whether an allocation is this very owner's: another container of the same pod is another owner."""
-    return (entry.get("id"), entry.get("ifname")) == (owner.container_id, owner.ifname)
+    """Whether an allocation is this very owner's: another container of the same pod is another owner.
+
+    Of what an old upstream entered, no interface is known: it is held by the owner that it was read as.
+    """
+    return (entry.get("id"), entry.get("ifname") or "") == (owner.container_id, owner.ifname)
 
 
 def reservation(owner: Owner, name: str, mark: Mark) -> Json:

@@ -279,3 +279,20 @@ def test_reaping_upstreams_allocation_takes_exactly_it(lab, upstream):
         assert not store.reap(lease)
     assert address not in upstream.pools()["10.0.0.0-29"]
     assert upstream.reservations() == {}
+
+
+def test_what_an_old_upstream_entered_without_an_interface_can_be_given_back(lab, upstream):
+    """No DEL finds it, as with upstream's own of today; reconcile and ``vferry ipam release`` do."""
+    entry = {"id": "old", "podref": "ns/gone"}
+    body = {"apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "IPPool", "metadata": {"name": "10.0.0.0-29"}}
+    assert upstream.call("POST", "ippools", {**body, "spec": {"range": BLOCK, "allocations": {"1": entry}}})
+    spec = {"podref": "ns/gone", "containerid": "old"}
+    body |= {"kind": "OverlappingRangeIPReservation", "metadata": {"name": "10.0.0.1"}, "spec": spec}
+    assert upstream.call("POST", "overlappingrangeipreservations", body)
+    assert release(lab, "old") == []
+    with lab.open() as store:
+        (lease,) = store.leases()
+        assert (lease.owner, lease.owner.pod_name) == (owner("old", ""), "gone")
+        assert store.reap(lease)
+        assert not store.reap(lease)
+    assert (upstream.pools(), upstream.reservations()) == ({"10.0.0.0-29": {}}, {})

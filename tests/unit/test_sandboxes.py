@@ -64,8 +64,8 @@ class Scene:
         )
         self.results.write(cached)
 
-    def said(self, *, container_id="c1", node="n1"):
-        lease = Lease(Owner(container_id, "net1", node=node), "", "", IPAddress("192.0.2.1"), 0, "1")
+    def said(self, *, container_id="c1", ifname="net1", node="n1"):
+        lease = Lease(Owner(container_id, ifname, node=node), "", "", IPAddress("192.0.2.1"), 0, "1")
         return self.sandboxes.sandbox(lease), self.sandboxes.earlier_boot(lease)
 
 
@@ -85,6 +85,16 @@ def test_netns_that_is_there_lives(scene, source):
     scene.netns.touch()
     # An empty file: in the runtime's mount namespace it may be a netns all the same.
     assert scene.said()[0].lives
+
+
+@pytest.mark.parametrize("source", ["record", "cache"])
+def test_any_interface_of_the_container_tells_of_a_lease_that_names_none(scene, source):
+    """As those of an old upstream, which name no node either."""
+    getattr(scene, source)()
+    assert scene.said(ifname="", node="")[0].gone == f"netns {scene.netns} on node n1 is gone"
+    assert scene.said(ifname="", node="", container_id="c")[0] == NOTHING_KNOWN
+    scene.netns.touch()
+    assert scene.said(ifname="", node="")[0].lives
 
 
 def test_directory_that_is_not_there_proves_nothing(scene):
