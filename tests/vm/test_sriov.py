@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.vm.node import PF, VFS, config, ip, links, netdev, side_by_side, vf_state
 
@@ -333,6 +334,29 @@ def test_installed_executable_writes_one_document_to_stdout_and_nothing_else(blu
     assert [len(told), result["interfaces"][0]["mac"], blue.link()["address"]] == [1, MAC, MAC]
     blue.check(conf, result)
     assert run([executable], "DEL", blue, conf)[0] == ""
+
+
+def test_articles_nad_attaches_as_it_stands(blue, green, tmp_path):
+    """The whole of it, as Multus hands it over, with nothing on the node but which datastore it has."""
+    document = yaml.safe_load((ROOT / "conf/examples/sriov-rdma-net.nad.yaml").read_text())
+    mine, other = ({**json.loads(document["spec"]["config"]), "deviceID": vf} for vf in VFS[:2])
+    defaults = Path("/etc/vferry/vferry.toml")  # the guest's
+    defaults.parent.mkdir(exist_ok=True)
+    defaults.write_text(f'[whereabouts]\ndatastore = "local"\ndataDir = "{tmp_path}"\n')
+    try:
+        result = json.loads(run([ROOT / "build/contract/bin/sriov"], "ADD", blue, mine)[0])
+        (interface,), (address,) = result["interfaces"], result["ips"]
+        assert result["cniVersion"] == "0.3.1"
+        assert interface == {"name": "net1", "mac": blue.link()["address"], "sandbox": blue.path}
+        assert address == {"version": "4", "interface": 0, "address": "192.168.100.1/24"}
+        assert green.add(other)["ips"][0]["address"] == "192.168.100.2/24"
+        assert green.pings("192.168.100.1")
+        green.delete(other)
+        blue.delete(mine)
+        assert green.add(mine)["ips"][0]["address"] == "192.168.100.3/24"  # the two others cool down
+        green.delete(mine)
+    finally:
+        defaults.unlink()
 
 
 def run(executable, command, pod, conf):
