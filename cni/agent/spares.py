@@ -89,6 +89,8 @@ class Spares:
         close_all_but(0, 1, 2, channel.fileno(), self._report)
         with _yielding():
             self._rehearse()
+        # What is sent to all of the agent's processes is not meant for a request to come, and blocked waits for it.
+        self._have_signals(signal.SIG_IGN, signal.SIG_UNBLOCK)
         try:
             channel.send(_READY)
             frame, ancillary, _flags, _address = channel.recvmsg(_FRAME_BYTES, socket.CMSG_SPACE(4 * _DESCRIPTORS))
@@ -96,11 +98,18 @@ class Spares:
             frame = b""
         if not frame:
             os._exit(0)  # the agent has ended, or dismissed us
+        self._have_signals(signal.SIG_DFL, signal.SIG_BLOCK)
         numbers = array.array("i")
         for _level, _kind, content in ancillary:
             numbers.frombytes(content)
         connection, *descriptors = numbers
         self._life(parse(frame, descriptors), socket.socket(fileno=connection), self._report)
+
+    def _have_signals(self, action: signal.Handlers, mask: int) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        for number in self._signals:
+            signal.signal(number, action)
+        signal.pthread_sigmask(mask, self._signals)
 
 
 @contextmanager

@@ -45,6 +45,8 @@ PATIENCE_TO_BE_TAKEN_S = 10.0
 PATIENCE_S = 240.0
 _SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 _PART_BYTES = 65536
+# ENOMEM, ENFILE, EMFILE of asm-generic/errno-base.h: they tell nothing of what is at the path.
+_OUT_OF = (12, 23, 24)
 
 
 def offer(path: str, *, build_id: str, version: str) -> "int | None":
@@ -54,15 +56,22 @@ def offer(path: str, *, build_id: str, version: str) -> "int | None":
     """
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         return None  # a descriptor below 3 is free, and what we open would take its place
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    except OSError:
+        return None
+    log: tuple[int, ...] = ()
     try:
         connection.settimeout(PATIENCE_TO_BE_TAKEN_S)
         connection.connect(path)
+        log = posix.pipe()
         stdin = whole_stdin()
     except OSError:
         connection.close()
+        for descriptor in log:
+            posix.close(descriptor)
         return None
-    exchange = Exchange(connection)
+    exchange = Exchange(connection, *log)
     try:
         exchange.send(stdin, build_id)
         taken = exchange.is_taken()
@@ -96,11 +105,12 @@ class Exchange:
     """One request on its way to the agent and back.
 
     A signal that would end us is forwarded: the child undoes what it did and answers, as a cold plugin does.
+    ``log`` and ``childs_log`` are the ends of a pipe; all descriptors are closed by ``close``.
     """
 
-    def __init__(self, connection: "_socket.socket") -> None:
+    def __init__(self, connection: "_socket.socket", log: int, childs_log: int) -> None:
         self._connection = connection
-        self._log, self._childs_log = posix.pipe()
+        self._log, self._childs_log = log, childs_log
         posix.set_blocking(self._log, False)
         self._poll = select.poll()
         for descriptor in (connection.fileno(), self._log):
@@ -237,7 +247,9 @@ def request(build_id: str, opened: "list[int]") -> bytes:
     for bit, path, flags in ((DIRECTORY, b".", posix.O_PATH | posix.O_CLOEXEC), (SANDBOX, netns, sandbox_flags)):
         try:
             opened.append(posix.open(path, flags))
-        except OSError:
+        except OSError as error:
+            if error.errno in _OUT_OF:
+                raise
             continue  # what that means is the plugin's to say
         which |= bit
     header = (

@@ -27,6 +27,7 @@ from tests.contract.agent import (
     connected,
     environ,
     static_add,
+    wait_until,
 )
 from tests.contract.archive import call, python_of
 
@@ -302,3 +303,29 @@ def test_descriptors_of_refused_frames_are_closed(installed: Installed, agent: A
             socket.send_fds(client, [b"not ours" * 10], [1, 2, 0, 1, 2, 0])
             assert is_closed(client)
     assert len(os.listdir(f"/proc/{agent.pid}/fd")) <= before
+
+
+def test_shim_without_descriptors_leaves_the_request_to_its_own_process(installed: Installed, agent: Agent) -> None:
+    """However few it has, it answers as the cold one does with as few, or better; what it cannot open is there."""
+    pod = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+    conf = {**STATIC, "type": "host-device", "device": "nodev"}
+    try:
+        wait_until(lambda: os.readlink(f"/proc/{pod.pid}/ns/net") != os.readlink("/proc/self/ns/net"), "a pod")
+        codes = []
+        for limit in range(4, 12):
+            cold, warm = (
+                subprocess.run(
+                    ["prlimit", f"--nofile={limit}", installed.bin / "host-device"],
+                    env=environ(installed, CNI_NETNS=f"/proc/{pod.pid}/ns/net", **more), input=json.dumps(conf),
+                    capture_output=True, text=True, timeout=300, check=False,
+                )
+                for more in ({"VFERRY_AGENT": "off"}, {})
+            )  # fmt: skip
+            codes.append((json.loads(cold.stdout)["code"], json.loads(warm.stdout)["code"]))
+    finally:
+        pod.kill()
+        pod.wait()
+    # 8 would be a netns that does not exist, 11 is the device that does not.
+    assert all(warm in (cold, 11) for cold, warm in codes), codes
+    assert codes[-1] == (11, 11)
+    assert 0 < agent.served() < len(codes)  # both ways were gone

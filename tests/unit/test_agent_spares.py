@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import array
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,13 @@ class Stage:
     def __init__(self, let_go: Path) -> None:
         self.let_go = let_go
         self.report = os.open(os.devnull, os.O_WRONLY)
-        self.spares = Spares(life=self._live, rehearse=self._rehearse, report=self.report, signals=frozenset(), count=2)
+        self.spares = Spares(
+            life=self._live,
+            rehearse=self._rehearse,
+            report=self.report,
+            signals=frozenset({signal.SIGTERM, signal.SIGHUP}),
+            count=2,
+        )
         self.spares.fill()
         self.pids = list(self.spares._waiting)
 
@@ -32,7 +40,11 @@ class Stage:
 
     @staticmethod
     def _live(_invocation: Invocation, connection: socket.socket, _report: int) -> None:
-        connection.send(array.array("i", [os.getpid(), os.getpriority(os.PRIO_PROCESS, 0)]).tobytes())
+        # What is not blocked by now would end it here, what is pending once a request is listened for.
+        os.kill(os.getpid(), signal.SIGHUP)
+        pending = sum(1 << number for number in signal.sigpending())
+        told = [os.getpid(), os.getpriority(os.PRIO_PROCESS, 0), pending]
+        connection.send(array.array("i", told).tobytes())
         os._exit(0)
 
     def take(self) -> tuple[int | None, list[int]]:
@@ -48,7 +60,7 @@ class Stage:
                 pid = self.spares.take(invocation, theirs)
             invocation.close()
             ours.settimeout(120)
-            return pid, list(array.array("i", ours.recv(8) if pid else b""))
+            return pid, list(array.array("i", ours.recv(12) if pid else b""))
 
     def take_when_ready(self) -> tuple[int | None, list[int]]:
         until = time.monotonic() + 120
@@ -77,8 +89,32 @@ def test_spares_are_taken_in_their_order_at_our_priority(stage):
     priority = os.getpriority(os.PRIO_PROCESS, 0)
     first, second = stage.take_when_ready(), stage.take_when_ready()
     assert {first[0], second[0]} == set(stage.pids)
-    assert [first[1], second[1]] == [[first[0], priority], [second[0], priority]]
+    assert [first[1][:2], second[1][:2]] == [[first[0], priority], [second[0], priority]]
     assert stage.take() == (None, [])
+
+
+@pytest.mark.parametrize("rehearses", [True, False])
+def test_signal_to_all_processes_of_the_agent_is_not_kept_for_the_next_request(stage, rehearses):
+    """Such as ``systemctl kill -s HUP``: the request would be taken for interrupted as soon as it begins."""
+    if not rehearses:
+        stage.let_go.touch()
+        wait_until_ready(stage)
+    for pid in stage.pids:
+        os.kill(pid, signal.SIGTERM)
+    stage.let_go.touch()
+    pid, said = stage.take_when_ready()
+    assert pid in stage.pids
+    assert said[2] == 1 << signal.SIGHUP  # its own, which is: its request has begun
+
+
+def wait_until_ready(stage: Stage) -> None:
+    until = time.monotonic() + 120
+    for channel in stage.spares._waiting.values():
+        while time.monotonic() < until:
+            with suppress(BlockingIOError):
+                channel.recv(1, socket.MSG_PEEK)
+                break
+            time.sleep(0.01)
 
 
 def test_spare_that_has_died_is_passed_over(stage):
