@@ -10,12 +10,13 @@ Source: conf/deploy/crds/ipleases.yaml, reference 8.3.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from conf.errors import InvalidNetworkConfig
 from ipam.ranges import Range
@@ -39,6 +40,8 @@ _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-
 _LABEL = re.compile(r"[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?\Z")
 _V4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}\Z")
 _V6 = re.compile(r"[0-9a-f]{4}(-[0-9a-f]{4}){7}\Z")
+
+log = logging.getLogger("vferry.ipam.kubernetes_leases")
 
 
 @dataclass(frozen=True)
@@ -171,23 +174,38 @@ def is_held_by(obj: Json, owner: Owner) -> bool:
 
 
 def cooling(obj: Json) -> Cooling | None:
-    """Return how a lease cools, by its label alone where the spec was not asked for; None for a live one."""
+    """Return how a lease cools, by its label alone where the spec was not asked for; None for what may not be taken.
+
+    That is a live one, and one that somebody deletes while a finalizer keeps it: whoever replaced it would take the
+    finalizer away, and be told that it was done, with no object there any more.
+    """
     metadata = obj["metadata"]
-    if "spec" in obj:
-        if not is_released(obj):
-            return None
-        spec = obj["spec"]
-        released_at, cooldown_s = _seconds(spec["releasedAt"]), float(spec.get("cooldownSeconds", 0))
-    else:
-        spelled = (metadata.get("labels") or {}).get(COOLING_LABEL)
-        if spelled is None:
-            return None
-        try:
+    if "deletionTimestamp" in metadata:
+        return None
+    try:
+        if "spec" in obj:
+            if not is_released(obj):
+                return None
+            spec = obj["spec"]
+            released_at, cooldown_s = _seconds(spec["releasedAt"]), float(spec.get("cooldownSeconds", 0))
+        else:
+            spelled = (metadata.get("labels") or {}).get(COOLING_LABEL)
+            if spelled is None:
+                return None
             released_at, cooldown_s = map(float, spelled.split("-"))
-        except ValueError:
-            return None  # somebody's own: what the spec says is found out when it is wanted
+    except (TypeError, ValueError):
+        return None  # somebody's own: of a label, what the spec says is found out when it is wanted
     pod_key = (metadata.get("labels") or {}).get(POD_LABEL, "")
     return Cooling(metadata["uid"], metadata["resourceVersion"], released_at, cooldown_s, pod_key)
+
+
+def listed_lease(obj: Json) -> Lease | None:
+    """Return an object as a lease, None for somebody's own that is none: the schema cannot know an address."""
+    try:
+        return read_lease(obj)
+    except (AddrFormatError, KeyError, TypeError, ValueError) as error:
+        log.warning("IPLease %s is no lease: %s", obj["metadata"]["name"], error)
+        return None
 
 
 def read_lease(obj: Json) -> Lease:

@@ -109,8 +109,9 @@ class KubernetesLeasesStore(ApiStore):
         for obj in self.api.listed(COLLECTION, selector=f"{selector},!{iplease.COOLING_LABEL}".lstrip(",")):
             spec = obj["spec"]
             # A label may be a digest, and anybody may have changed it.
-            if not iplease.is_released(obj) and network in (None, spec["network"]) and node in (None, spec.get("node")):
-                yield iplease.read_lease(obj)
+            is_asked = network in (None, spec["network"]) and node in (None, spec.get("node"))
+            if is_asked and not iplease.is_released(obj) and (lease := iplease.listed_lease(obj)) is not None:
+                yield lease
 
     def reap(self, lease: Lease) -> bool:
         """Give back exactly this lease; see the contract."""

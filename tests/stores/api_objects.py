@@ -16,6 +16,7 @@ import uuid
 from bisect import bisect_left, insort
 from datetime import datetime, timezone
 
+from tests.stores import api_metadata
 from tests.stores.api_schema import complaints, pruned
 from tests.stores.json_patch import PatchFailed, apply_json_patch, apply_merge_patch
 
@@ -23,10 +24,8 @@ from tests.stores.json_patch import PatchFailed, apply_json_patch, apply_merge_p
 MAX_OBJECT = 3 * 512 * 1024
 # patch.go MaxRetryWhenPatchConflicts.
 PATCH_TRIES = 5
-_DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\Z")
-_LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?\Z")
-_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?\Z")
-_MAX_ANNOTATIONS = 256 * 1024
+# Who asks for it deletes by finalizer.
+_BY_FINALIZER = {"Foreground": "foregroundDeletion", "Orphan": "orphan"}
 
 
 class ApiError(Exception):
@@ -67,38 +66,34 @@ class Objects:
         new = self._admitted(resource, namespace, given)
         metadata = new["metadata"]
         name = metadata.get("name", "")
-        if not _DNS_1123.match(name) or len(name) > 253:
+        if not api_metadata.is_subdomain(name):
             raise _invalid(
                 resource, name, "metadata.name: Invalid value: a lowercase RFC 1123 subdomain must consist of …"
             )
         if metadata.get("resourceVersion"):
-            raise ApiError(500, "InternalError", "resourceVersion should not be set on objects to be created")
-        if metadata.get("namespace", namespace) != namespace:
-            raise ApiError(400, "BadRequest", "the namespace of the provided object does not match the request")
+            raise ApiError(500, "", "resourceVersion should not be set on objects to be created")
+        metadata.pop("deletionTimestamp", None)
         self._require_valid(resource, new, None)
-        if (namespace, name) in self._of(resource):
+        if (stored := self._of(resource).get((namespace, name))) is not None:
+            prefix = "object is being deleted: " if "deletionTimestamp" in stored["metadata"] else ""
             raise ApiError(
                 409,
                 "AlreadyExists",
-                f'{_qualified(resource)} "{name}" already exists',
+                f'{prefix}{_qualified(resource)} "{name}" already exists',
                 details=_details(resource, name),
             )
         metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": _now(), "generation": 1}
         metadata["managedFields"] = [_managed(resource, new)]
-        if namespace:
-            metadata["namespace"] = namespace
         return self._store(resource, namespace, name, new, dry_run=dry_run)
 
     def replace(self, resource, namespace, name, given, *, dry_run=False):
         new = self._admitted(resource, namespace, given)
-        if (namespace, name) not in self._of(resource) and new["metadata"].get("uid"):
-            raise _conflict(resource, name, "StorageError: invalid object, Code: 4: Precondition failed: UID")
         old = self.get(resource, namespace, name)
         if new["metadata"].get("name") != name:
             raise ApiError(400, "BadRequest", "the name of the object does not match the name on the URL")
-        if not new["metadata"].get("resourceVersion"):
+        if new["metadata"].get("resourceVersion", "0") == "0":
             raise _invalid(
-                resource, name, "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"
+                resource, name, "metadata.resourceVersion: Invalid value: 0: must be specified for an update"
             )
         return self._change(resource, namespace, name, old, new, dry_run=dry_run)
 
@@ -122,6 +117,8 @@ class Objects:
                     415, "UnsupportedMediaType", f"the body of the request was in an unknown format - {content_type}"
                 )
             new = self._admitted(resource, namespace, new)
+            if new["metadata"].get("name") != name:
+                raise ApiError(400, "BadRequest", "the name of the object does not match the name on the URL")
             if new["metadata"].get("resourceVersion") != old["metadata"]["resourceVersion"]:
                 raise _conflict(resource, name)
             if self._of(resource).get((namespace, name)) is old:
@@ -142,21 +139,40 @@ class Objects:
                     f'Operation cannot be fulfilled on {kind} "{name}": {message}',
                     details={**_details(resource, name), "kind": resource.kind},
                 )
+        finalizers = list(old["metadata"].get("finalizers", []))
+        if (more := _BY_FINALIZER.get(options.get("propagationPolicy"))) and more not in finalizers:
+            finalizers.append(more)
+        if finalizers:
+            return self._mark_deleted(resource, namespace, name, old, finalizers, dry_run=dry_run)
         if not dry_run:
-            stored = self._of(resource)
-            del stored[namespace, name]
-            keys = self._keys[id(stored)]
-            del keys[bisect_left(keys, (namespace, name))]
-            self.version += 1
+            self._drop(resource, namespace, name)
         return {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
             "details": {**_details(resource, name), "uid": old["metadata"]["uid"]},
         }  # fmt: skip
 
+    def _mark_deleted(self, resource, namespace, name, old, finalizers, *, dry_run):
+        if "deletionTimestamp" in old["metadata"]:
+            return old
+        new = copy.deepcopy(old)
+        new["metadata"] |= {"deletionTimestamp": _now(), "deletionGracePeriodSeconds": 0, "finalizers": finalizers}
+        new["metadata"]["generation"] += 1
+        return self._store(resource, namespace, name, new, dry_run=dry_run)
+
+    def _drop(self, resource, namespace, name):
+        stored = self._of(resource)
+        del stored[namespace, name]
+        keys = self._keys[id(stored)]
+        del keys[bisect_left(keys, (namespace, name))]
+        self.version += 1
+
     def list(self, resource, namespace, *, selector="", limit=0, token="", cached=False):
         """Return items, the version they are of, the token of the next page and how many are left."""
         if token:
-            version, first = json.loads(base64.urlsafe_b64decode(token))
+            try:
+                version, first = json.loads(base64.urlsafe_b64decode(token))
+            except (TypeError, ValueError) as error:
+                raise ApiError(400, "BadRequest", f"continue key is not valid: {error}") from None
             snapshot = self._snapshots.get((resource, namespace, selector, version))
             if snapshot is None:
                 message = "The provided continue parameter is too old to display a consistent list result."
@@ -185,13 +201,21 @@ class Objects:
         return self._stored.setdefault(resource.plural + "." + resource.group, {})
 
     def _admitted(self, resource, namespace, given):
-        if not isinstance(given, dict) or not isinstance(given.get("metadata"), dict):
+        if not isinstance(given, dict) or not isinstance(given.get("metadata") or {}, dict):
             raise ApiError(400, "BadRequest", "the object provided is unrecognized")
         if given.get("apiVersion") != resource.api_version or given.get("kind") != resource.kind:
             raise ApiError(
                 400, "BadRequest", f"the API version in the data does not match {resource.api_version} {resource.kind}"
             )
         new = copy.deepcopy(given)
+        try:
+            new["metadata"] = metadata = api_metadata.decoded(new.get("metadata"))
+        except ValueError as error:
+            raise ApiError(400, "BadRequest", f"{resource.kind} cannot be handled: {error}") from None
+        if not namespace:
+            metadata.pop("namespace", None)
+        elif metadata.setdefault("namespace", namespace) != namespace:
+            raise ApiError(400, "BadRequest", "the namespace of the provided object does not match the request")
         return pruned(new, resource.schema, top=True) if resource.schema else new
 
     def _change(self, resource, namespace, name, old, new, *, dry_run):
@@ -201,12 +225,10 @@ class Objects:
         if metadata["resourceVersion"] != old["metadata"]["resourceVersion"]:
             raise _conflict(resource, name)
         is_reset = metadata.pop("managedFields", None) == [{}]
-        for key in ("uid", "creationTimestamp", "generation", "namespace"):
+        metadata.pop("deletionTimestamp", None)
+        for key in ("uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds"):
             if key in old["metadata"]:
                 metadata[key] = old["metadata"][key]
-        for key in ("labels", "annotations"):
-            if not metadata.get(key):
-                metadata.pop(key, None)
         self._require_valid(resource, new, old)
         # Of an object without, nothing is noted any more.
         if "managedFields" in old["metadata"] and not is_reset:
@@ -216,23 +238,20 @@ class Objects:
             return old
         if {**new, "metadata": 0} != {**old, "metadata": 0}:
             metadata["generation"] += 1
+        if "deletionTimestamp" in metadata and "finalizers" not in metadata:
+            # Nothing keeps it any more; the answer looks as if it had been changed.
+            if not dry_run:
+                self._drop(resource, namespace, name)
+            return new
         return self._store(resource, namespace, name, new, dry_run=dry_run)
 
     def _require_valid(self, resource, new, old):
-        metadata, name = new["metadata"], new["metadata"].get("name", "")
-        for key, value in (metadata.get("labels") or {}).items():
-            if not isinstance(value, str) or not _LABEL_KEY.match(key) or not _LABEL_VALUE.match(value):
-                raise _invalid(resource, name, f"metadata.labels: Invalid value: {key!r}={value!r}")
-        annotations = metadata.get("annotations") or {}
-        for key, value in annotations.items():
-            if not isinstance(value, str) or not _LABEL_KEY.match(key):
-                raise _invalid(resource, name, f"metadata.annotations: Invalid value: {key!r}")
-        if sum(len(key) + len(value) for key, value in annotations.items()) > _MAX_ANNOTATIONS:
-            raise _invalid(resource, name, "metadata.annotations: Too long: must have at most 262144 bytes")
+        metadata = new["metadata"]
+        wrong = list(api_metadata.complaints(metadata, old and old["metadata"]))
         if resource.schema:
-            wrong = list(complaints(new, resource.schema, old, top=True))
-            if wrong:
-                raise _invalid(resource, name, "; ".join(wrong))
+            wrong += complaints(new, resource.schema, old, top=True)
+        if wrong:
+            raise _invalid(resource, metadata.get("name", ""), "; ".join(wrong))
 
     def _store(self, resource, namespace, name, new, *, dry_run):
         if dry_run:
@@ -288,7 +307,7 @@ def _invalid(resource, name, wrong):
         422,
         "Invalid",
         f'{resource.kind}.{resource.group} "{name}" is invalid: {wrong}',
-        details=_details(resource, name),
+        details={**_details(resource, name), "kind": resource.kind},
     )
 
 

@@ -179,9 +179,12 @@ class Server:
         resource = self.resources.get((group, version, rest[0])) if 0 < len(rest) < 3 else None
         if resource is None or (namespace and not resource.namespaced):
             return None
+        name = rest[1] if len(rest) == 2 else ""
         if resource.namespaced and not namespace:
+            if name:
+                return None
             namespace = None  # every namespace
-        return resource, namespace, (rest[1] if len(rest) == 2 else "")
+        return resource, namespace, name
 
     async def _do(self, request, resource, namespace, name):
         method, objects, dry_run = request.method, self.objects, request.query.get("dryRun") == "All"
@@ -196,7 +199,10 @@ class Server:
         if method == "PATCH":
             kind = request.headers.get("content-type", "").partition(";")[0]
             return 200, await objects.patch(resource, namespace, name, request.json(), kind, dry_run=dry_run)
-        return 200, objects.delete(resource, namespace, name, request.json(), dry_run=dry_run)
+        options = request.json()
+        if request.body:
+            dry_run = options.get("dryRun") == ["All"]  # of a request with a body nothing else is read
+        return 200, objects.delete(resource, namespace, name, options, dry_run=dry_run)
 
     def _list(self, request, resource, namespace):
         query = request.query
@@ -206,22 +212,28 @@ class Server:
             resource,
             namespace,
             selector=query.get("labelSelector", ""),
-            limit=int(query.get("limit", 0)),
+            limit=_number(query.get("limit", "0")),
             token=query.get("continue", ""),
             cached=query.get("resourceVersion") == "0",
         )
         metadata = {"resourceVersion": str(version)}
-        if token:
-            metadata |= {"continue": token}
-            if not query.get("labelSelector"):
-                metadata |= {"remainingItemCount": left}
+        if token or _METADATA_ONLY not in request.headers.get("accept", ""):
+            metadata["continue"] = token  # of custom resources the whole list has one that is empty, too
+        if token and not query.get("labelSelector"):
+            metadata["remainingItemCount"] = left
         if _METADATA_ONLY in request.headers.get("accept", ""):
             kind, api_version = "PartialObjectMetadata", "meta.k8s.io/v1"
-            metadata.pop("remainingItemCount", None)  # as Kubernetes 1.20 has it
             items = [_metadata_of(item) for item in items]
         else:
             kind, api_version = resource.kind, resource.api_version
         return {"kind": f"{kind}List", "apiVersion": api_version, "metadata": metadata, "items": items}
+
+
+def _number(text):
+    try:
+        return int(text)
+    except ValueError:
+        raise ApiError(400, "BadRequest", f'strconv.ParseInt: parsing "{text}": invalid syntax') from None
 
 
 def _metadata_of(obj):

@@ -8,9 +8,10 @@ import pytest
 
 from conf.errors import InvalidNetworkConfig
 from ipam.stores.contract import Deadline
+from ipam.stores.iplease import API_VERSION, COLLECTION, KIND
 from ipam.stores.kubeconfig import find_access
 from ipam.stores.kubernetes_api import KubernetesApi, Refused
-from tests.stores.api_schema import holds
+from tests.stores.api_schema import holds, instant
 from tests.stores.json_patch import PatchFailed, apply_json_patch, apply_merge_patch
 from tests.stores.upstream_writer import Upstream
 
@@ -30,10 +31,10 @@ def api(api_server, tmp_path):
     return KubernetesApi(find_access(str(kubeconfig)), deadline=Deadline(1200), crds="", rbac="")
 
 
-def code_of(api, body):
+def code_of(api, body, path=POOLS):
     """Return how a creation is answered that our client takes for a configuration's fault."""
     try:
-        api.create(POOLS, body)
+        api.create(path, body)
     except InvalidNetworkConfig:
         return 422
     return 201
@@ -66,6 +67,39 @@ def test_replace_needs_the_version_and_the_uid(api):
     other = {**changed, "metadata": {**changed["metadata"], "uid": "another"}}
     assert refusal(api.replace, f"{POOLS}/p", other) == (409, "Conflict")
     assert api.replace(f"{POOLS}/p", changed)["metadata"] == changed["metadata"]  # nothing changed
+
+
+def test_what_is_not_there_cannot_be_replaced(api):
+    there = api.create(POOLS, POOL)
+    api.delete(f"{POOLS}/p", uid=there["metadata"]["uid"])
+    assert refusal(api.replace, f"{POOLS}/p", there) == (404, "NotFound")
+
+
+def test_an_object_with_a_finalizer_stays_until_that_is_gone(api):
+    def refused_as(path, body):
+        with pytest.raises(Refused) as raised:
+            api.create(path, body)
+        return raised.value.status, raised.value.text
+
+    metadata = {"name": "p", "finalizers": ["x.io/gc"]}
+    there = api.create(POOLS, {**POOL, "metadata": metadata})
+    assert refusal(api.delete, f"{POOLS}/p", uid="another") == (409, "Conflict")
+    api.delete(f"{POOLS}/p", uid=there["metadata"]["uid"])
+    dying = api.get(f"{POOLS}/p")
+    assert {"deletionTimestamp", "finalizers"} <= dying["metadata"].keys()
+    assert dying["metadata"]["resourceVersion"] != there["metadata"]["resourceVersion"]
+    code, text = refused_as(POOLS, POOL)
+    assert (code, text.partition(":")[0]) == (409, "object is being deleted")
+    # It can be changed still, and nobody calls it back to life.
+    add = {"op": "add", "path": "/spec/allocations/1", "value": ENTRY}
+    revive = {"op": "remove", "path": "/metadata/deletionTimestamp"}
+    changed = api.patch(f"{POOLS}/p", [add, revive])
+    assert (changed["spec"]["allocations"], "deletionTimestamp" in changed["metadata"]) == ({"1": ENTRY}, True)
+    more = {"op": "add", "path": "/metadata/finalizers/-", "value": "x.io/more"}
+    assert refusal(api.patch, f"{POOLS}/p", [more]) == (422, "Invalid")
+    # Who takes the finalizer away is answered as if it were there.
+    assert api.patch(f"{POOLS}/p", [{"op": "remove", "path": "/metadata/finalizers"}])["metadata"]["name"] == "p"
+    assert api.get(f"{POOLS}/p") is None
 
 
 def test_delete_keeps_its_preconditions(api):
@@ -116,7 +150,17 @@ def test_patches_without_a_version_are_applied_anew_and_at_last_refused(api, api
 def test_what_the_schema_does_not_know_is_pruned_and_what_it_wants_is_wanted(api):
     spec = {"range": "10.0.0.0/8", "allocations": {"1": {**ENTRY, "node": "x"}}, "more": 1}
     assert api.create(POOLS, {**POOL, "spec": spec})["spec"]["allocations"] == {"1": ENTRY}
-    for spec in ({"range": "10.0.0.0/8"}, {"range": 7, "allocations": {}}, {"range": "r", "allocations": {"1": {}}}):
+    nothing = {"range": "10.0.0.0/8", "allocations": {"1": None, "2": {**ENTRY, "ifname": None}}}
+    named = {"name": "nulls", "labels": {}, "annotations": None, "more": 1}
+    stored = api.create(POOLS, {**POOL, "metadata": named, "spec": nothing})
+    assert stored["spec"]["allocations"] == {"2": ENTRY}
+    assert not {"labels", "annotations", "more"} & stored["metadata"].keys()
+    for spec in (
+        {"range": "10.0.0.0/8"},
+        {"range": None, "allocations": {}},
+        {"range": 7, "allocations": {}},
+        {"range": "r", "allocations": {"1": {}}},
+    ):
         assert code_of(api, {**POOL, "metadata": {"name": "q"}, "spec": spec}) == 422
     for name in ("Q", "-q", "q_", "q..r"):
         assert code_of(api, {**POOL, "metadata": {"name": name}}) == 422
@@ -136,6 +180,7 @@ def test_lists_are_of_one_moment(api):
     assert [set(item) for item in api.listed(POOLS, selector="!odd", metadata_only=True)] == [
         {"kind", "apiVersion", "metadata"}
     ]
+    assert api.number(POOLS) == 1201
 
 
 @pytest.mark.parametrize(
@@ -185,3 +230,58 @@ def test_merge_patch():
 )
 def test_rules(rule, old, new, verdict):
     assert bool(holds(rule, new, old)) is verdict
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2026-01-01T00:00:00Z", "2025-12-31t19:00:00.000-05:00"),
+        ("2026-01-01T00:00:00.1Z", "2026-01-01T00:00:00,1000000009z"),
+        ("0000-01-01T00:00:00Z", "0000-01-02T00:00:00+24:00"),
+    ],
+)
+def test_a_rule_compares_times_and_no_texts(one, other):
+    times = {"at": {"type": "string", "format": "date-time"}}
+    assert holds("self.at == oldSelf.at", {"at": one}, {"at": other}, times)
+    assert not holds("self.at == oldSelf.at", {"at": one}, {"at": other})
+    assert not holds("self.at == oldSelf.at", {"at": one}, {"at": one.replace("Z", "-00:01")}, times)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-01-01T00:00Z",
+        "2026-02-29T00:00:00Z",
+        "2026-01-01T00:00:00",
+        "2026-01-01 00:00:00Z",
+        "2026-01-01T00:00:00.Z",
+        "2026-01-01T24:00:00Z",
+        "2026-01-01T00:00:60Z",
+        "2026-01-01T00:00:00+0100",
+        "2026-01-01T00:00:00Z\n",
+        "2026-W01-1T00:00:00Z",
+    ],
+)
+def test_no_time(text):
+    assert instant(text) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("ip", "10.0.0.1\n", 422),
+        ("cooldownSeconds", True, 422),
+        ("cooldownSeconds", 86400.5, 422),
+        ("releasedAt", "2026-01-01", 422),
+        ("releasedAt", "2026-01-01t00:00:00.5z", 201),
+        ("node", None, 201),
+        ("ip", None, 422),
+    ],
+)
+def test_what_1_36_says_to_an_iplease(api, field, value, code):
+    spec = {
+        "ip": "10.0.0.1", "network": "default", "containerID": "c", "ifName": "eth0",
+        "allocatedAt": "2026-01-01T00:00:00Z", field: value,
+    }  # fmt: skip
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "default.10.0.0.1"}, "spec": spec}
+    assert code_of(api, body, COLLECTION) == code

@@ -118,6 +118,16 @@ def test_entries_that_upstream_cannot_read_are_nobodys(lab, upstream):
         assert [str(lease.address) for lease in store.leases()] == ["10.0.0.1", "10.0.0.2"]
 
 
+def test_a_pool_whose_range_is_none_hides_no_other(lab, upstream, caplog):
+    assert reserve(lab, "c1", BLOCK) == ["10.0.0.1"]
+    for name, block in (("a", "all of them"), ("b", ""), ("z", "10.0.0.0/99")):
+        body = {"apiVersion": "whereabouts.cni.cncf.io/v1alpha1", "kind": "IPPool", "metadata": {"name": name}}
+        assert upstream.call("POST", "ippools", {**body, "spec": {"range": block, "allocations": {}}})
+    with lab.open() as store:
+        assert [str(lease.address) for lease in store.leases()] == ["10.0.0.1"]
+    assert [record.args for record in caplog.records] == [("a",), ("b",), ("z",)]
+
+
 def test_reservations_of_another_range_are_passed_over_in_order(lab, api_server):
     for number in range(4):
         reserve(lab, f"wide{number}", "10.0.0.0/24")

@@ -160,6 +160,47 @@ def test_a_cooled_object_that_another_node_took_is_left_to_it(lab, api_server):
         reserve(lab, "here", BLOCK, allocation="window")
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_cooled_object_that_is_being_deleted_is_not_taken_over(lab, api, api_server, knows):
+    for number in range(6):
+        reserve(lab, f"c{number}", BLOCK)
+    release(lab, "c3")
+    lab.clock.now += 61
+    path = f"{COLLECTION}/default.10.0.0.4"
+    # As with kubectl delete --cascade=foreground: it stays until the garbage collector was there.
+    api.replace(path, {**(cooled := api.get(path)), "metadata": {**cooled["metadata"], "finalizers": ["x.io/gc"]}})
+    api.delete(path, uid=cooled["metadata"]["uid"])
+    if not knows:
+        shutil.rmtree(lab.make.run)
+    with pytest.raises(AddressesExhausted):
+        reserve(lab, "late", BLOCK, allocation="window")
+    gone = api.get(path)
+    assert gone["metadata"]["finalizers"] == ["x.io/gc"]
+    del gone["metadata"]["finalizers"]
+    api.replace(path, gone)
+    assert api.get(path) is None
+    assert reserve(lab, "late", BLOCK, allocation="window") == ["10.0.0.4"]
+    assert objects(api)["default.10.0.0.4"]["spec"]["containerID"] == "late"
+
+
+def test_an_object_that_says_no_lease_hides_no_other(lab, api, caplog):
+    reserve(lab, "c1", BLOCK)
+    (obj,) = objects(api).values()
+    said = [{"ip": "1."}, {"ip": "ffff"}, {"allocatedAt": "0000-01-01T00:00:00Z"}]
+    labels = {iplease.NETWORK_LABEL: "default"}
+    for number, nonsense in enumerate(said, 2):
+        spec = {**obj["spec"], "ip": f"10.0.0.{number}", **nonsense}
+        metadata = {"name": f"default.10.0.0.{number}", "labels": labels}
+        api.create(COLLECTION, {**obj, "metadata": metadata, "spec": spec})
+    # What cools since nobody knows when is not taken.
+    spec = {**obj["spec"], "ip": "10.0.0.5", "releasedAt": "0000-01-01T00:00:00Z"}
+    api.create(COLLECTION, {**obj, "metadata": {"name": "default.10.0.0.5", "labels": labels}, "spec": spec})
+    with lab.open() as store:
+        assert [str(lease.address) for lease in store.leases()] == ["10.0.0.1"]
+    assert [record.args[0] for record in caplog.records] == [f"default.10.0.0.{number}" for number in (2, 3, 4)]
+    assert reserve(lab, "c2", Want(pool(BLOCK)), allocation="window") == ["10.0.0.6"]
+
+
 def test_sweep_deletes_what_has_cooled_and_nothing_else(lab, api):
     for number in range(3):
         reserve(lab, f"c{number}", BLOCK)
