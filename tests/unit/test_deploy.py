@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +172,20 @@ def test_start_up_pass_is_given_less_than_the_agent() -> None:
     given = NODE_STARTUP["securityContext"]
     assert given["capabilities"] == {"drop": ["ALL"], "add": ["DAC_OVERRIDE", "SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"]}
     assert given["readOnlyRootFilesystem"] is True and "volumeMounts" not in NODE_STARTUP
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.outside("has systemd check the units")
+def test_systemd_understands_every_line_of_the_units(tmp_path: Path) -> None:
+    units = []
+    for path in (*DEPLOY.glob("*.service"), *DEPLOY.glob("*.socket")):
+        units.append(tmp_path / path.name)
+        units[-1].write_text(path.read_text().replace(AGENT["command"][0], sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
+    )
+    told = [line for line in done.stderr.splitlines() if str(tmp_path) in line or "vferry" in line]
+    assert (len(units), done.returncode, told) == (3, 0, [])
 
 
 def options() -> dict[str, str]:
