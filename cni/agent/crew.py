@@ -212,6 +212,7 @@ class Crew:
         LOG.warning("%s %s: %s", task.invocation.plugin, task.invocation.command, why)
         with suppress(OSError):
             task.connection.send(answer(1, document), socket.MSG_DONTWAIT)
+        self._tell(task, error.code, {})
         self._close(task)
 
     def _close(self, task: _Task) -> None:
@@ -228,18 +229,22 @@ class Crew:
                     self._reports[report.pop("pid")] = report
 
     def _end(self, task: _Task, report: dict[str, Any], status: int) -> None:
-        environ, now = task.invocation.environ, self._clock()
         if not report:
             LOG.error("a child ended without an answer: %s", _how(status))
+        self._tell(task, report.get("code"), report)
+
+    def _tell(self, task: _Task, code: int | None, report: Mapping[str, Any]) -> None:
+        environ, now = task.invocation.environ, self._clock()
+        started = task.started or now
         self._finished(
             Served(
                 plugin=task.invocation.plugin,
                 command=task.invocation.command,
                 container_id=environ.get("CNI_CONTAINERID", ""),
                 ifname=environ.get("CNI_IFNAME", ""),
-                code=report.get("code"),
-                waited_s=task.started - task.since,
-                took_s=now - task.started,
+                code=code,
+                waited_s=started - task.since,
+                took_s=now - started,
                 seconds=report.get("seconds", {}),
                 events=report.get("events", {}),
             )

@@ -155,7 +155,7 @@ def test_request_without_a_process_is_answered_and_the_next_one_served(monkeypat
     with scene.admit() as shim:
         wait_until_one_ended()
         scene.crew.reap()
-    assert [each.code for each in scene.served] == [0]
+    assert [each.code for each in scene.served] == [11, 11, 0]
 
 
 @without_other_children
@@ -175,11 +175,12 @@ def test_waiting_requests_are_bounded_in_number_and_time(held_back):
     scene.crew.expire()
     assert scene.crew.waiting == 0
     assert b"waiting too long" in shims[1].recv(4096)
+    assert [(each.code, each.waited_s, each.took_s) for each in scene.served] == [(11, 5.0, 0.0)]
     scene.now = 5.0 + UNDO_PATIENCE_S  # this life does not hear SIGTERM
     scene.crew.expire()
     wait_until_one_ended()
     scene.crew.reap()
-    assert [each.code for each in scene.served] == [None]
+    assert [each.code for each in scene.served] == [11, None]
     for shim in shims:
         shim.close()
 
