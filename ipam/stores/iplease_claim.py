@@ -156,6 +156,8 @@ class Claim:
         self._known: dict[str, Known] = {}
         self._glimpsed: set[str] = set()
         self._claimed: list[Json] = []
+        # Names that may be ours without our knowing, and what they were tried for.
+        self._doubtful: list[str] = []
         self._given_back: dict[str, Cooling] = {}
 
     def run(self, wants: Sequence[Want]) -> list[Lease]:
@@ -168,12 +170,30 @@ class Claim:
         except BaseException:
             self._undo()
             raise
+        self._put_in_order(
+            iplease.name_of(iplease.prefix_of(want.pool), lease.address)
+            for want, lease in zip(wants, leases, strict=True)
+        )
         # A request whose reply was lost may be done later, even after a DEL.
         if not self._api.lost:
             self._journal.settle()
         for prefix, known in self._known.items():
             self._beliefs.remember(prefix, known)
         return leases
+
+    def _put_in_order(self, returned: Iterable[str]) -> None:
+        """Have the journal say what was returned in its order, and then what may turn out to be ours too.
+
+        Who comes again is given the first that fits.
+        """
+        names, tried = [*returned, *self._doubtful], self._journal.tried or {}
+        if [name for name in tried if name in names] == names:
+            return
+        for name in names:
+            if name in tried:
+                purpose = tried[name]
+                self._journal.drop(name)
+                self._journal.add(name, purpose)
 
     def _choose(self, wants: Sequence[Want]) -> list[Lease]:
         leases: dict[int, Lease] = {}
@@ -272,6 +292,7 @@ class Claim:
                 if certain and is_new and refused.status == _CONFLICT and cooling is None:
                     # A box between us may have sent it twice, and we see the second answer: the DEL looks at it.
                     known.take(address)
+                    self._doubtful.append(name)
                     return None
                 if certain and is_new:
                     # Somebody took the object that cooled there, or swept it away.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from ipam.stores.kubeconfig import find_access
 from ipam.stores.kubernetes_api import KubernetesApi, Refused
 from tests.stores.conftest import Lab, kubernetes_lab, owner, pool, release, reserve
 from tests.stores.filling import fill_ipleases
+from tests.stores.flapping_proxy import FlappingProxy
 
 BLOCK = "10.0.0.0/29"
 
@@ -246,6 +248,26 @@ def test_the_same_pod_gets_the_same_address_while_it_is_free(lab):
     release(lab, "sandbox1", cooldown_s=0.0)
     assert start("sandbox2") == first
     assert start("sandbox3") != first
+
+
+def test_what_a_request_made_that_arrived_twice_is_not_given_to_the_next_add(lab, api_server, tmp_path):
+    """Its second answer says that the address is taken; that it is the owner's own comes out later."""
+    proxy = FlappingProxy(api_server.port, seed=1, mishaps={"hand over twice": 0.5})
+    path = api_server.write_kubeconfig(
+        path=tmp_path / "through.kubeconfig", cluster={"server": proxy.url}, token="node's token"
+    )
+    through = replace(lab, make=replace(lab.make, kubeconfig=str(path)))
+    more = 0
+    for number in range(10):
+        leased = reserve(through, f"c{number}", "10.0.0.0/24", "10.0.0.0/24", allocation="window")
+        with lab.open() as store:
+            more += len(store.find(owner(f"c{number}"))) - 2
+        assert reserve(lab, f"c{number}", "10.0.0.0/24", "10.0.0.0/24", allocation="window") == leased
+        release(lab, f"c{number}")
+    assert more > 0
+    proxy.close()
+    with lab.open() as store:
+        assert list(store.leases()) == []
 
 
 # What a node remembers only saves calls.
