@@ -24,16 +24,24 @@ from ipam.stores.contract import Deadline
 # Primary result codes of sqlite3.h; the module sqlite3 names them only from Python 3.11 on.
 _SQLITE_BUSY = 5
 _SQLITE_LOCKED = 6
+_SQLITE_IOERR_SHMSIZE = 10 | 19 << 8
+_DISK = "see the kernel log for the disk"
 _DAMAGED = "drain the node, move the file and its -wal and -shm away, and let the pods start again"
+_FULL = "free space on its filesystem"
+_READ_ONLY = "make it writable for root"
 _OTHER_DIRECTORY = 'set "dataDir" to a directory on a local disk'
 _HINTS = {
-    8: "make it writable for root",  # SQLITE_READONLY
-    10: "see the kernel log for the disk",  # SQLITE_IOERR
-    11: _DAMAGED,  # SQLITE_CORRUPT
-    13: "free space on its filesystem",  # SQLITE_FULL
+    8: _READ_ONLY,  # SQLITE_READONLY
+    10: _DISK,  # SQLITE_IOERR
+    # SQLITE_CORRUPT, which SQLite makes of a read's EIO too.
+    11: f"{_DISK}; if that is sound, {_DAMAGED}",
+    13: _FULL,  # SQLITE_FULL
     14: "check the path and its permissions",  # SQLITE_CANTOPEN
     26: _DAMAGED,  # SQLITE_NOTADB
+    # What a write beyond the space there is makes of the file that processes share.
+    _SQLITE_IOERR_SHMSIZE: f"{_FULL}, or {_DISK}",
 }
+_OS_HINTS = {errno.EIO: _DISK, errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EROFS: _READ_ONLY}
 
 
 class Database:
@@ -53,8 +61,12 @@ class Database:
             self._connected = None
 
     def exists(self) -> bool:
-        """Whether it was ever made."""
-        return self.path.exists()
+        """Whether it was ever made; a file system that does not answer leaves that open.
+
+        Raises: StoreUnavailable.
+        """
+        with self._translated("cannot be looked for"):
+            return _is_there(self.path)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -67,7 +79,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the write lock; commit at the end, roll back when anything is raised.
+        """Hold the write lock; commit at the end, roll back when anything is raised or the deadline has passed.
 
         Raises: StoreUnavailable, TryAgainLater.
         """
@@ -77,6 +89,8 @@ class Database:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                # A disk may be so slow that whoever waited has left.
+                self._require_time()
                 db.execute("COMMIT")
             except BaseException:
                 # SQLite has already rolled back after some errors; after a kill the next opener does it.
@@ -93,7 +107,7 @@ class Database:
         """
         if self.exists():
             return
-        with self._translated():
+        with self._translated("cannot be made"):
             directory = self.path.parent
             directory.parent.mkdir(parents=True, exist_ok=True)
             directory.mkdir(mode=0o700, exist_ok=True)
@@ -126,7 +140,8 @@ class Database:
         if self.exists():
             with self.transaction():
                 return
-        directory = next(parent for parent in self.path.parents if parent.exists())
+        with self._translated("cannot be made"):
+            directory = next(parent for parent in self.path.parents if _is_there(parent))
         if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
             raise StoreUnavailable(
                 f"{self.path} cannot be made",
@@ -142,6 +157,7 @@ class Database:
             try:
                 db.execute("PRAGMA synchronous = FULL")
                 self._require_version(db)
+                self._require_time()
             except BaseException:
                 db.close()
                 raise
@@ -156,8 +172,16 @@ class Database:
                 hint='use the vferry that made it, or another "dataDir"',
             )
 
+    def _require_time(self) -> None:
+        if self._deadline.remaining_s() == 0:
+            raise TryAgainLater(
+                f"{self.path} was too slow",
+                details=f"nothing was written within {self._deadline.seconds:g} s",
+                hint=f'{_DISK} and for its load; "deadlineSeconds" raises the bound',
+            )
+
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, failed: str = "cannot be used") -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
@@ -165,9 +189,9 @@ class Database:
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, str(error.errno))
             raise StoreUnavailable(
-                f"{self.path} cannot be made",
+                f"{self.path} {failed}",
                 details=f"{name} ({error.strerror}): {error.filename}",
-                hint=_OTHER_DIRECTORY,
+                hint=_OS_HINTS.get(error.errno or 0, _OTHER_DIRECTORY),
             ) from error
 
     def _unavailable(self, error: sqlite3.Error) -> CniError:
@@ -184,8 +208,17 @@ class Database:
         return StoreUnavailable(
             f"{self.path} cannot be used",
             details=f"{getattr(error, 'sqlite_errorname', type(error).__name__)}: {error}",
-            hint=_HINTS.get(code & 0xFF, "check the file and its directory"),
+            hint=_HINTS.get(code) or _HINTS.get(code & 0xFF, "check the file and its directory"),
         )
+
+
+def _is_there(path: Path) -> bool:
+    """Not Path.exists, which from Python 3.14 on takes any error for an absence: a DEL would succeed."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _fsync_directory(directory: Path) -> None:
