@@ -77,11 +77,11 @@ def rehearse() -> None:
         for name, keys in _REHEARSED.items():
             conf = {"cniVersion": "1.0.0", "name": "rehearsal", "type": name, **keys}
             skel.serve(name, environ=_ENVIRON, stdin=io.BytesIO(json.dumps(conf).encode()))
+        with Netns.current() as own, Kernel().rtnetlink(own) as host:
+            _rehearse_attaching(host, own)
+        _rehearse_answering()
     finally:
         logging.disable(logging.NOTSET)
-    with Netns.current() as own, Kernel().rtnetlink(own) as host:
-        _rehearse_attaching(host, own)
-    _rehearse_answering()
 
 
 def _rehearse_attaching(host: Rtnetlink, own: Netns) -> None:

@@ -220,12 +220,22 @@ def test_sighup_reads_the_configuration_again_unless_it_is_broken(installed: Ins
     agent.require_served(1)
 
 
+# Where requests would meet it: the record of an attachment of the node, with its end missing.
+DAMAGED = """
+mount -t tmpfs none /var/lib && mkdir -p /var/lib/cni/vferry/attachments/sriov &&
+echo "{" >/var/lib/cni/vferry/attachments/sriov/c1:net1.json && exec "$@"
+"""
+
+
 def test_log_as_json(installed: Installed) -> None:
+    """Every line, also where a child that only rehearses meets what a request would complain of."""
+    installed.prefix = ["unshare", "--mount", "sh", "-c", DAMAGED, "sh"]
     agent = installed.agent("--log-format", "json")
+    agent.spares_ready()
     assert static_add(installed).returncode == 0
     call(installed.bin / "static", environ(installed), stdin="no json")
     wait_until(lambda: agent.log().count("took_ms") == 2, "two requests in the log")
-    events: list[dict[str, Any]] = [json.loads(line) for line in agent.log().splitlines() if line.startswith("{")]
+    events: list[dict[str, Any]] = [json.loads(line) for line in agent.log().splitlines()]
     served = [event for event in events if "took_ms" in event]
     assert [(event["message"], event["code"], event["container"], event["level"]) for event in served] == [
         ("static ADD", 0, "c1", "info"),
