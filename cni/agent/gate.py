@@ -84,7 +84,10 @@ class Gate:
             self._turn_away(reading, "no whole frame in time")
 
     def close(self) -> None:
-        """Take the path away, tell everybody who is not in yet to run on his own, and stop listening."""
+        """Take the path away, and tell everybody who is not in yet to run on his own.
+
+        The path of systemd's socket stays: who comes there is told the same until ``leave``.
+        """
         if not self.is_open:
             return
         self.is_open = False
@@ -92,13 +95,31 @@ class Gate:
         if self._pauses_until is None:
             self._selector.unregister(self.listener.socket)
         self._pauses_until = None
-        if not self.listener.activated:
-            with suppress(OSError):  # there is no other, or nothing to accept it with: the kernel tells it the same
-                while True:
-                    self.listener.socket.accept()[0].close()  # said nothing is not taken
-        self.listener.close()
         for reading in list(self._readings.values()):
             self._turn_away(reading, "")
+        if self.listener.activated:
+            self._selector.register(self.listener.socket, selectors.EVENT_READ, self._send_away)
+        else:
+            self._send_away()
+            self.listener.close()
+
+    def leave(self) -> None:
+        """Stop listening; who comes to systemd's socket now is the next agent's."""
+        if self.listener.socket.fileno() < 0:
+            return
+        with suppress(KeyError):  # it rests
+            self._selector.unregister(self.listener.socket)
+        self.listener.close()
+
+    def _send_away(self) -> None:
+        try:
+            while True:
+                self.listener.socket.accept()[0].close()  # said nothing is not taken
+        except BlockingIOError:
+            pass
+        except OSError:  # nothing left to accept him with: he waits, or the kernel tells him when we close
+            if self.listener.activated:
+                self._selector.unregister(self.listener.socket)
 
     def _accept(self) -> None:
         for _each in range(_ACCEPTED_AT_ONCE):

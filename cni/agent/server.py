@@ -112,6 +112,7 @@ class Server:
                 for key, _events in self.selector.select(self._pause_s()):
                     key.data()
                 self._tick()
+            self.gate.leave()
         LOG.info("done")
 
     def drain(self) -> None:

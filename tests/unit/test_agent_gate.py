@@ -12,18 +12,22 @@ from pathlib import Path
 import pytest
 
 from cni.agent.gate import Gate
-from cni.agent.listener import listen
+from cni.agent.listener import Listener, listen
 from cni.start import offer
 
 
 class Scene:
     """A gate with a loop of its own, its clock standing still, at which nobody is admitted."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, activated: bool = False) -> None:
+        if activated:
+            self.manager = socket.socket(socket.AF_UNIX)
+            self.manager.bind(str(path))
+            self.manager.listen()
         self.selector = selectors.DefaultSelector()
         self.now = 0.0
         self.gate = Gate(
-            listen(path),
+            Listener(self.manager.dup(), path, activated=True) if activated else listen(path),
             selector=self.selector,
             admit=lambda *_: False,
             clock=lambda: self.now,
@@ -101,6 +105,47 @@ def test_gate_closes_though_nothing_can_be_accepted(scene, monkeypatch):
             scene.gate.close()
         with pytest.raises(ConnectionResetError):  # not taken, that is
             client.recv(1)
+
+
+@pytest.fixture
+def handed(tmp_path: Path) -> Iterator[Scene]:
+    """A gate at a socket that systemd has opened, and keeps: ``handed.manager``."""
+    scene = Scene(tmp_path / "sock", activated=True)
+    yield scene
+    scene.gate.leave()
+    scene.selector.close()
+    scene.manager.close()
+
+
+def test_who_comes_to_systemds_socket_while_the_agent_drains_is_sent_away(handed):
+    """His connection would wait for the next agent, and he for ten seconds: a request may take three minutes to end."""
+    handed.gate.close()
+    for _each in range(2):
+        with handed.connected() as client:
+            handed.turn()
+            assert client.recv(1) == b""
+
+
+def test_who_comes_to_systemds_socket_when_the_agent_is_done_is_left_to_the_next_one(handed):
+    handed.gate.close()
+    handed.gate.leave()
+    with handed.connected() as client:
+        handed.turn()
+        accepted, _address = handed.manager.accept()
+        with accepted:
+            accepted.send(b"!")
+            assert client.recv(1) == b"!"
+
+
+def test_drained_gate_rests_while_nothing_can_be_accepted(handed, monkeypatch):
+    def accept(_socket: socket.socket) -> None:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    handed.gate.close()
+    with handed.connected():
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        assert handed.turn() == 1
+        assert handed.turn() == 0
 
 
 @pytest.mark.parametrize(
