@@ -114,6 +114,8 @@ class Server:
                 answer = _metadata_of(answer)
         except ApiError as error:
             code, answer, headers = error.code, error.status(), error.headers
+            if code == 429:  # what limits requests is in front of all that knows of objects
+                answer = f"{error.message}\n".encode()
         if request.method != "GET" and self._due("lose"):
             return False
         document = answer if isinstance(answer, bytes) else json.dumps(answer, separators=(",", ":")).encode()
