@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conf.errors import InvalidEnvironment, IoFailure
@@ -50,7 +50,8 @@ class Listener:
         """Take the path away, so that shims run on their own; another agent's, and systemd's, stay."""
         if self.activated:
             return
-        with _locked(self.path):
+        # A path that cannot be locked has gone with its directory; one that stays leads to nobody, as plugins find out.
+        with suppress(OSError), _locked(self.path):
             if self.is_current():
                 self.path.unlink(missing_ok=True)
 

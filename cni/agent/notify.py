@@ -41,6 +41,6 @@ class Notify:
         if not self._address:
             return
         name = self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram, suppress(OSError):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
             datagram.setblocking(False)  # a manager that does not listen must not hold us up
             datagram.sendto("\n".join(assignments).encode(), "\0" + name[1:] if name.startswith("@") else name)

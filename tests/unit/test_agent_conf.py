@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -90,6 +91,16 @@ def test_service_manager_is_told_and_a_deaf_one_is_no_harm(tmp_path):
         assert [manager.recv(100) for _each in range(2)] == [b"WATCHDOG=1"] * 2
     notify.stopping()
     Notify({}).ready("serving")
+
+
+def test_service_manager_is_told_when_there_are_descriptors_again(monkeypatch):
+    """An agent that has none left for this has requests all the same."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", none_left)
+    Notify({"NOTIFY_SOCKET": "/nowhere/notify"}).ready("serving")
 
 
 def test_other_processs_watchdog_is_not_ours():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import selectors
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,14 @@ def test_gate_closes_though_nothing_can_be_accepted(scene, monkeypatch):
             scene.gate.close()
         with pytest.raises(ConnectionResetError):  # not taken, that is
             client.recv(1)
+
+
+def test_gate_closes_though_the_directory_of_its_socket_has_been_removed(scene):
+    """Which is how an agent learns that the path is no longer its own."""
+    shutil.rmtree(scene.path.parent)
+    assert not scene.gate.listener.is_current()
+    scene.gate.close()
+    assert not scene.gate.is_open
 
 
 @pytest.fixture
