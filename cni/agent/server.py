@@ -189,18 +189,22 @@ class Server:
 
 
 class _Signals:
-    """Signals as events of the loop: the handler of a signal may come anywhere, the loop when it is ready for it."""
+    """Signals as events of the loop: the handler of a signal may come anywhere, the loop when it is ready for it.
+
+    The socket only wakes the loop: when it is full, what comes is not written there.
+    """
 
     def __init__(self, selector: selectors.BaseSelector, hear: Callable[[int], None]) -> None:
         self._selector = selector
         self._hear = hear
+        self._came: set[int] = set()
         self._reading, self._writing = socket.socketpair()
 
     def __enter__(self) -> None:
         for end in (self._reading, self._writing):
             end.setblocking(False)
         self._before_fd = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         self._selector.register(self._reading, selectors.EVENT_READ, self._read)
 
     def __exit__(self, *_: object) -> None:
@@ -211,8 +215,13 @@ class _Signals:
         self._reading.close()
         self._writing.close()
 
+    def _note(self, number: int, _frame: object) -> None:
+        self._came.add(number)
+
     def _read(self) -> None:
         with suppress(BlockingIOError):
-            while numbers := self._reading.recv(4096):
-                for number in sorted(set(numbers)):
-                    self._hear(number)
+            while self._reading.recv(4096):
+                pass
+        for number in sorted(self._came):
+            self._came.discard(number)  # before it is heard: it may come again meanwhile
+            self._hear(number)
