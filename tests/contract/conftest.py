@@ -77,5 +77,6 @@ def warm(host: Host) -> Agent:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--agent-cycles", default="500", help="ADD/DEL cycles through one agent (10000 for a release)")
+    parser.addoption("--agent-cycles", default="270", help="ADD/DEL cycles through one agent (10000 for a release)")
+    parser.addoption("--agent-link-cycles", default="27", help="the same with a link each (10000 for a release)")
     parser.addoption("--agent-storm", default="16x4", help="PODSxROUNDS of ADDs under kill -9 (100x20 for a release)")
