@@ -100,12 +100,14 @@ def choose(
     allocation: Allocation,
     deadline: Deadline,
     preferred: Callable[[Pool], Iterable[IPAddress]] = lambda _: (),
+    window: Callable[[], int] | None = None,
     rng: random.Random | None = None,
 ) -> tuple[IPAddress, ...]:
     """Claim one address per want and return them in order.
 
     ``preferred``: what is tried before any other of a pool, taken or not as far as ``occupancy`` knows; to lose it is
-    no lost race, for its time is long over.
+    no lost race, for its time is long over. ``window``: from how many of the lowest free addresses the next candidate
+    is drawn, where a store has better reasons than the number of lost races.
 
     When this raises, the caller undoes the attempts that held.
     Raises: AddressesExhausted, TryAgainLater.
@@ -127,6 +129,7 @@ def choose(
         allocation=allocation,
         deadline=deadline,
         preferred=preferred,
+        window=window,
         rng=rng,
     )
 
@@ -140,22 +143,26 @@ def choose_of_sets(
     allocation: Allocation,
     deadline: Deadline,
     preferred: Callable[[Pool], Iterable[IPAddress]] = lambda _: (),
+    window: Callable[[], int] | None = None,
     rng: random.Random | None = None,
 ) -> tuple[IPAddress, ...]:
     """Choose in a store that is offered up to so many ``sets`` of candidates at once, and claims the first free one.
 
     Each set after the first is drawn from four times as many addresses as the one before, for it is wanted only where
-    that is lost; all else is as with ``choose``.
+    that is lost, or is the lowest one left; all else is as with ``choose``.
     """
     rng = rng or random.SystemRandom()
-    window = FIRST_WINDOW[allocation]
+    width = FIRST_WINDOW[allocation]
     lost: set[_Place] = set()
     held: dict[int, IPAddress] = {}
     while len(held) < len(wants):
         deadline.require("choosing an address")
         draw = _Draw(wants, held, lost, occupancy=occupancy, rng=rng)
-        first, former = draw.first(preferred, window)
-        spares = (draw.spare(window * 4**number) for number in range(1, sets()))
+        width = window() if window else width
+        first, former = draw.first(preferred, width)
+        # Who wants the lowest one wants the one above it next, as long as nobody contends.
+        growth = 4 if width > 1 else 1
+        spares = (draw.spare(width * growth**number) for number in range(1, sets()))
         offered = [first, *takewhile(bool, spares)]
         outcome = attempt(offered)
         held |= outcome.held
@@ -163,7 +170,7 @@ def choose_of_sets(
             _require_not_requested(wants[index])
             lost.add(_place(wants[index], address))
         if any((index, address) not in former for index, address in outcome.taken):
-            window *= 2
+            width *= 2
     return tuple(held[index] for index in range(len(wants)))
 
 

@@ -19,6 +19,7 @@ from conf.errors import InvalidNetworkConfig, StoreUnavailable
 from conf.etcd import Etcd
 from conf.whereabouts import StoreConf
 from ipam.choice import first_available
+from ipam.stores import etcd_full
 from ipam.stores.contract import REMEMBERED_S, Allocation, Deadline, Lease, Owner, Pool, Store, Want
 from ipam.stores.etcd_claim import Claim
 from ipam.stores.etcd_cluster import Cluster
@@ -119,7 +120,7 @@ class EtcdStore:
             ask=self._cluster.ask,
             cluster=self._name,
             clock=self._clock,
-            hinted=allocation == "window",
+            allocation=allocation,
         )
         claim = Claim(
             self._cluster,
@@ -215,6 +216,7 @@ class EtcdStore:
             cool = [put(self._keys.lease("cool", lease), cooling, expires_with=expires)] if ttl_s else []
             # Somebody's repair by hand may have given the address to another one.
             changes.append(nested([unchanged(ip, record.revision)], [delete(ip), *cool]))
+        changes += etcd_full.released(self._keys, leases)
         try:
             reply = self._cluster.change(transaction([unchanged(own, record.revision)], changes, [get(own)]))
         except ReplyLost:

@@ -35,16 +35,17 @@ from ipam.stores.etcd_requests import (
     transaction,
     unchanged,
 )
-from ipam.stores.etcd_taken import Question
+from ipam.stores.etcd_search import Wanted
+from ipam.stores.etcd_taken import Inquiry
 from ipam.stores.etcd_view import Views
 from ipam.stores.gateway import ReplyLost
 
 # etcd's --max-txn-ops is 128 by default.
 _MOST_REQUESTS = 128
-# So many sets of candidates are tried by one transaction, when they leave room for questions.
-_SETS, _MOST_OPERATIONS = 4, 64
+# So many of them for claims, when there are several sets of candidates, and the others for questions.
+_MOST_OPERATIONS = 64
 
-Asked = list[tuple[Pool, list[Question]]]
+Asked = dict[Pool, Inquiry]
 
 
 class RecordChanged(Exception):
@@ -107,15 +108,20 @@ class Claim:
 
     def _extend(self, wants: Sequence[Want]) -> tuple[IPAddress, ...]:
         wanted = Counter(want.pool for want in wants)
+        in_space = Counter((want.pool.space, want.pool.range.version) for want in wants)
 
         def occupancy(pool: Pool) -> PoolOccupancy:
-            return self._views.of(pool, wanted=wanted[pool]).occupancy
+            both = Wanted(wanted[pool], in_space[pool.space, pool.range.version])
+            return self._views.of(pool, both).occupancy
 
+        for want in wants:
+            if want.requested is None:
+                occupancy(want.pool)  # one whose former address is preferred has to be known too
         addresses = choose_of_sets(
             wants,
             occupancy=occupancy,
             attempt=lambda sets: self._attempt(wants, sets),
-            sets=lambda: _SETS if self._views.are_near(wanted) else 1,
+            sets=lambda: self._views.sets(wanted),
             allocation=self._allocation,
             deadline=self._deadline,
             preferred=self._preferred,
@@ -123,7 +129,7 @@ class Claim:
         claimed: dict[Pool, set[int]] = {pool: set() for pool in wanted}
         for want, address in zip(wants, addresses, strict=True):
             claimed[want.pool].add(address.value)
-        self._views.leave_hints(claimed)
+        self._views.remember(claimed)
         return addresses
 
     def _preferred(self, pool: Pool) -> list[IPAddress]:
@@ -139,7 +145,7 @@ class Claim:
             former = self._keys.former(self._owner)
             compare.append(unchanged(former, self._former.revision))
             failure.append(get(former))
-        success = [_one_of(claims, self._requests(asked)), *self._requests(news)]
+        success = [_one_of(claims, _requests(asked)), *_requests(news)]
         try:
             reply = self._cluster.change(transaction(compare, success, failure))
         except ReplyLost:
@@ -150,7 +156,7 @@ class Claim:
             self._learn_of_owner(responses)
             return Outcome({})
         self._heard = True
-        self._hear(news, responses[1:])
+        _hear(news, responses[1:])
         return self._outcome(wants, claims, asked, responses[0], int(reply["header"]["revision"]))
 
     def _learn_of_owner(self, responses: Sequence[Json]) -> None:
@@ -179,11 +185,11 @@ class Claim:
                 if _is_taken(of, wants[pair[0]])
             ]
             *_, response = responses
-        self._hear(asked, responses[2 * len(claim.candidates) :])
+        _hear(asked, responses[2 * len(claim.candidates) :])
         # A guess at the lowest, without any knowledge, is no lost race, and does not widen the window.
-        blank = {pool for pool, _ in asked if self._views[pool].is_blank}
+        blank = {pool for pool in asked if self._views[pool].is_blank}
         self._views.lost(wants, taken)
-        for pool, _ in asked:
+        for pool in asked:
             self._views[pool].revise()
         return Outcome(
             {}, tuple((at, it) for at, it in taken if wants[at].requested is not None or wants[at].pool not in blank)
@@ -210,31 +216,25 @@ class Claim:
             else:
                 compare.append(absent(cool))
             failure += [count(ip), count(cool)]
+        # No key may be written twice by one transaction.
+        places = {(pool.space, pool.range.version): pool for pool in reversed(_pools(wants, candidates))}
+        for pool in places.values():
+            view = self._views[pool]
+            compare += view.guards
+            success += view.changes({it.value for at, it in candidates.items() if wants[at].pool == pool})
         return _Claim(candidates, leases, compare, success, failure)
 
     def _questions(self, wants: Sequence[Want], claims: Sequence[_Claim]) -> tuple[Asked, Asked]:
         """Return what is asked in any case, and what besides it when all claims fail; as much as etcd lets us."""
-        pools = list(dict.fromkeys(wants[at].pool for at in claims[0].candidates if wants[at].requested is None))
+        pools = _pools(wants, claims[0].candidates)
         # Nested transactions share the limit of the one around them.
         room = _MOST_REQUESTS - 1 - sum(claim.operations for claim in claims)
-        share = max(room, 0) // 2 // max(len(pools), 1)
-        news = [(pool, self._views[pool].news[:share]) for pool in pools]
-        asked = [
-            (pool, [each for each in self._views[pool].questions if each not in told][: share - len(told)])
-            for pool, told in news
-        ]
-        return news, asked
-
-    def _requests(self, asked: Asked) -> list[Json]:
-        return [
-            request for pool, questions in asked for each in questions for request in each.requests(self._keys, pool)
-        ]
-
-    def _hear(self, asked: Asked, responses: Sequence[Json]) -> None:
-        for pool, questions in asked:
-            if questions:
-                self._views[pool].hear(questions, responses[: 2 * len(questions)])
-            responses = responses[2 * len(questions) :]
+        share = max(room, 0) // max(len(pools), 1)
+        views = {pool: self._views[pool] for pool in pools}
+        return (
+            {pool: view.news(share) for pool, view in views.items()},
+            {pool: view.inquiry(share) for pool, view in views.items()},
+        )
 
     def _lease(self, pool: Pool, address: IPAddress) -> Lease:
         return Lease(self._owner, pool.network_name, pool.space, address, self._clock(), revision="")
@@ -251,7 +251,8 @@ class _Claim(NamedTuple):
 
     @property
     def operations(self) -> int:
-        return max(len(self.compare), len(self.success), len(self.failure) + 1)
+        # What it leaves for others is one within it.
+        return max(len(self.compare), len(self.success) + 1, len(self.failure) + 1)
 
 
 def _fitting(claims: Sequence[_Claim]) -> Sequence[_Claim]:
@@ -260,6 +261,22 @@ def _fitting(claims: Sequence[_Claim]) -> Sequence[_Claim]:
     return [
         claim for at, (claim, total) in enumerate(zip(claims, sums, strict=True)) if not at or total <= _MOST_OPERATIONS
     ]
+
+
+def _pools(wants: Sequence[Want], candidates: Candidates) -> list[Pool]:
+    """Return the pools in which candidates were chosen."""
+    return list(dict.fromkeys(wants[at].pool for at in candidates if wants[at].requested is None))
+
+
+def _requests(asked: Asked) -> list[Json]:
+    return [request for inquiry in asked.values() for request in inquiry.requests]
+
+
+def _hear(asked: Asked, responses: Sequence[Json]) -> None:
+    for inquiry in asked.values():
+        number = len(inquiry.requests)
+        inquiry.hear(responses[:number])
+        responses = responses[number:]
 
 
 def _one_of(claims: Sequence[_Claim], questions: Sequence[Json]) -> Json:

@@ -8,6 +8,8 @@ that they bear one mod_revision, which is also the lease's revision::
     cool/<network>/<scope>/<family>/<hex>     a released address, until its etcd lease expires
     node/<node>/<container id>/<ifname>       index of a node's owners, empty
     former/<pod key>                          what a pod's interface gave back, for a day or two
+    freed/<network>/<scope>/<family>          written anew with each release, once it matters (``etcd_full``)
+    full/<network>/<scope>/<family>           which addresses were all leased, while there was no release since
 
 A record that holds nothing stays behind a release for a while: it fences out the ADD of a caller that is dead but
 whose request is still on its way. ``network`` is the network_name, ``scope`` "all", or the range where overlaps are not
@@ -95,6 +97,14 @@ class Keys:
         version = pool.range.version
         family = self._family(kind, pool.network_name, pool.space, version)
         return family + _hex(first, version), family + _hex(last, version) + "\0"
+
+    def of_pool(self, kind: str, pool: Pool) -> str:
+        """The key that speaks of all leases of a pool's name space and family; ``kind`` is freed or full."""
+        return self._family(kind, pool.network_name, pool.space, pool.range.version)[:-1]
+
+    def around(self, kind: str, lease: Lease) -> str:
+        """The same for the name space that a lease is in."""
+        return self._family(kind, lease.network_name, lease.space, lease.address.version)[:-1]
 
     def never(self) -> str:
         """A key that is never written."""

@@ -27,6 +27,11 @@ def absent(key: str) -> Json:
     return {"key": encode(key), "target": "CREATE", "result": "EQUAL", "create_revision": "0"}
 
 
+def present(key: str) -> Json:
+    """Compare: there is such a key."""
+    return {"key": encode(key), "target": "VERSION", "result": "GREATER", "version": "0"}
+
+
 def unchanged(key: str, revision: int) -> Json:
     """Compare: the key was last written then, or is absent for 0."""
     return {"key": encode(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}

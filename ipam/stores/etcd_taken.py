@@ -1,29 +1,30 @@
-"""What of a pool is taken in etcd, counted, for the really lowest free address: presumed, then heard, asked on a gap.
+"""What etcd said of small windows of a pool: which addresses are taken, or only how many.
 
-A presumption remembers the questions that the search for free addresses put to it; the transaction that claims a
-presumed address asks the store the same ones, so that a wrong guess costs no call beside its own.
-
-Source: ``ipam.ranges.Occupancy``; reference 8.2.
+Source: reference 8.2.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import NamedTuple
 
-from ipam.ranges import halves, segments
 from ipam.stores.contract import Pool
 from ipam.stores.etcd_keys import Keys, value_of
 from ipam.stores.etcd_requests import Json, count, counted, keys_of, listing
 
-# A gap in no more addresses than this is looked for in a listing of their keys, in more by counting.
+# A window of no more addresses than this is listed, where only their number is known.
 _LISTED = 512
-_HALVINGS = 6
-_AHEAD = 10
 
 Ask = Callable[[list[Json]], list[Json]]
+
+
+class Inquiry(NamedTuple):
+    """Requests that go with a claim, and who hears the answers."""
+
+    requests: Sequence[Json] = ()
+    hear: Callable[[Sequence[Json]], None] = lambda responses: None
 
 
 class Question(NamedTuple):
@@ -37,31 +38,6 @@ class Question(NamedTuple):
         """Return the two requests that ask it: of leases, of cooling addresses."""
         ask = listing if self.listed else count
         return [ask(*keys.between(kind, pool, self.first, self.last)) for kind in ("ip", "cool")]
-
-
-class Presumed:
-    """Nothing is taken."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._asked: dict[Question, None] = {}
-        spans = pool.range.spans[:1]
-        self._ahead = [Question(*each, listed=False) for span in spans for each in _segments_ahead(*span, _AHEAD)]
-
-    @property
-    def questions(self) -> list[Question]:
-        """What the search asked, and what it asks next when the presumption is wrong."""
-        return list(dict.fromkeys([*self._asked, *self._ahead]))
-
-    def count(self, first: int, last: int) -> int:
-        self._asked[Question(first, last, listed=False)] = None
-        return 0
-
-    def taken(self, first: int, last: int) -> Sequence[int]:
-        self._asked[Question(first, last, listed=True)] = None
-        return ()
-
-    def cooling(self, first: int, last: int) -> int:
-        return 0
 
 
 class _Listed(NamedTuple):
@@ -85,10 +61,7 @@ class _Listed(NamedTuple):
 
 
 class Known:
-    """What the store said; what does not follow from it is asked.
-
-    Answers of several moments may stand side by side: they tell where to try, and the claim itself is the proof.
-    """
+    """What the store said; answers of several moments may stand side by side, for the claim itself is the proof."""
 
     def __init__(self, keys: Keys, pool: Pool, ask: Ask) -> None:
         self._keys = keys
@@ -96,40 +69,11 @@ class Known:
         self._ask = ask
         self._counts: dict[tuple[int, int], int] = {}
         self._listed: list[_Listed] = []
-        self._asked: dict[Question, None] = {}
-
-    @property
-    def questions(self) -> list[Question]:
-        """What the search asked."""
-        return list(self._asked)
 
     def learn(self, questions: Sequence[Question], responses: Sequence[Json]) -> None:
         """Take in the answers to ``requests`` of the questions, two for each."""
         for at, question in enumerate(questions):
             self._add(question, responses[2 * at : 2 * at + 2])
-
-    def count(self, first: int, last: int) -> int:
-        self._asked[Question(first, last, listed=False)] = None
-        found = self._count(first, last)
-        if found is None:
-            self._fetch(first, last)
-            found = self._count(first, last)
-        assert found is not None
-        return found
-
-    def taken(self, first: int, last: int) -> Sequence[int]:
-        values = self._values(first, last)
-        if values is None:
-            self._fetch(first, last)
-            values = self._values(first, last)
-        assert values is not None
-        # Of what is full the number says it all.
-        self._asked[Question(first, last, listed=len(values) <= last - first)] = None
-        return values
-
-    def cooling(self, first: int, last: int) -> int:
-        (response,) = self._ask([count(*self._keys.between("cool", self._pool, first, last))])
-        return counted(response)
 
     def free(self, limit: int) -> list[int]:
         """Return the lowest free addresses of those that were heard of, in ascending order."""
@@ -174,12 +118,6 @@ class Known:
         requests = [request for question in questions for request in question.requests(self._keys, self._pool)]
         self.learn(questions, self._ask(requests))
 
-    def _count(self, first: int, last: int) -> int | None:
-        if (first, last) in self._counts:
-            return self._counts[first, last]
-        values = self._values(first, last)
-        return None if values is None else len(values)
-
     def _values(self, first: int, last: int) -> list[int] | None:
         values: list[int] = []
         covered = 0
@@ -208,38 +146,6 @@ class Known:
             if last < each.last:
                 self._listed.append(each.within(last + 1, each.last))
         self._listed.append(_Listed(first, last, values))
-
-    def _fetch(self, first: int, last: int) -> None:
-        if last - first < _LISTED:
-            # The search goes on behind it: one listing of fixed size is worth several small ones.
-            self.ask_for([Question(first, max(last, min(first + _LISTED - 1, self._span_end(first))), listed=True)])
-            return
-        levels = [[self._whole_of(first, last)]]
-        behind = self._behind(first, last) if levels[0] == [(first, last)] else []
-        for _ in range(_HALVINGS - bool(behind)):
-            levels.append([half for each in levels[-1] for half in halves(*each)])
-        self.ask_for([Question(*each, listed=False) for each in [*levels[-1], *behind]])
-        for level in reversed(levels[:-1]):
-            for each in level:
-                self._counts[each] = sum(self._counts[half] for half in halves(*each))
-
-    def _whole_of(self, first: int, last: int) -> tuple[int, int]:
-        # The search that asks for one half asks for the other one next.
-        return next((each for each in self._counts if halves(*each)[0] == (first, last)), (first, last))
-
-    def _behind(self, first: int, last: int) -> list[tuple[int, int]]:
-        for span in self._pool.range.spans:
-            if span[0] <= first <= span[1]:
-                return [each for each in _segments_ahead(*span, 3 * _AHEAD) if each[0] > last][:_AHEAD]
-        return []
-
-    def _span_end(self, first: int) -> int:
-        return max((span[1] for span in self._pool.range.spans if span[0] <= first <= span[1]), default=first)
-
-
-def _segments_ahead(first: int, last: int, number: int) -> list[tuple[int, int]]:
-    """Return the segments of a search that follow the first one; their sizes double."""
-    return list(islice(segments(first, last), 1, 1 + number))
 
 
 def _within(values: Sequence[int], first: int, last: int) -> Sequence[int]:
