@@ -103,10 +103,14 @@ class KubernetesApi:
 
     def age_s(self, obj: Json) -> float:
         """Return how old an object is by the server's clock, 0 when that is not known."""
+        return self.since_s((obj.get("metadata") or {}).get("creationTimestamp"))
+
+    def since_s(self, timestamp: str | None) -> float:
+        """Return how long ago that was by the server's clock, 0 when that is not known."""
         try:
-            created = datetime.fromisoformat(obj["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
-            return (parsedate_to_datetime(self._date) - created).total_seconds()
-        except (KeyError, TypeError, ValueError):
+            moment = datetime.fromisoformat((timestamp or "").replace("Z", "+00:00"))
+            return (parsedate_to_datetime(self._date) - moment).total_seconds()
+        except (TypeError, ValueError):
             return 0.0
 
     def close(self) -> None:

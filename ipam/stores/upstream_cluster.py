@@ -6,7 +6,8 @@ killed in between leaves an object that names the owner, and no order of our ste
 one address to two:
 
 * upstream reads the reservation after ours was created: it takes another address;
-* upstream read it before: whoever enters the allocation first wins, the other one's patch fails;
+* upstream read it before: whoever enters the allocation first wins, the other one's patch fails; out of another pool
+  that overlaps ours, see ``ipam.stores.upstream_rivals``;
 * upstream's ADD for a pod of the same name takes the allocation over while we give it back: our patch fails on the
   container's id, and the reservation, if we had deleted it, is put back.
 

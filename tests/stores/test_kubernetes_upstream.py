@@ -296,3 +296,70 @@ def test_what_an_old_upstream_entered_without_an_interface_can_be_given_back(lab
         assert store.reap(lease)
         assert not store.reap(lease)
     assert (upstream.pools(), upstream.reservations()) == ({"10.0.0.0-29": {}}, {})
+
+
+class Outlasted(KubernetesApi):
+    """Lets upstream make its next call whenever ours has looked twice whether it is still at work."""
+
+    steps: Steps
+    looked = 0
+
+    def _once(self, call, token):
+        if call.path.endswith("/leases/whereabouts"):
+            self.looked += 1
+            if self.looked % 2 == 0:
+                self.steps.next()
+        return super()._once(call, token)
+
+
+@pytest.mark.parametrize("made", range(7))
+def test_the_delete_of_an_add_that_lost_an_overlapping_range_takes_nothing_of_ours(lab, upstream, made):
+    """Upstream fails where we reserved before it could; the runtime's DEL then deletes the reservation by its name."""
+    run(upstream.elected(upstream.add("first", "ns/first", WIDE)))
+    assert reserve(lab, "teaches", BLOCK) == ["10.0.0.2"]
+    steps = Steps(lambda: upstream.elected(upstream.add("go", "ns/go", WIDE)))
+    for _ in range(made):
+        steps.next()
+    make = lab.make
+
+    def open_api():
+        api = Outlasted(find_access(make.kubeconfig), deadline=Deadline(30), crds=CRDS, rbac=RBAC)
+        api.steps = steps
+        return api
+
+    keys = {"scratch": make.run / "stores", "journals": make.run / "owners"}
+    with KubernetesStore(open_api, deadline=Deadline(30), cooldown_s=60.0, clock=lab.clock, **keys) as store:
+        (ours,) = store.reserve(owner("ours", **POD), [Want(pool(BLOCK))], allocation="lowest")
+    while not steps.done:
+        steps.next()
+    result = steps.result
+    if steps.failure is not None:
+        run(upstream.elected(upstream.delete("go", WIDE)))
+        result = run(upstream.elected(upstream.add("go-again", "ns/go", WIDE)))
+    assert result not in (None, str(ours.address))
+    assert upstream.reservations()[str(ours.address)]["podref"] == "ns/web-0"
+    require_sound(upstream)
+    release(lab, "ours")
+    release(lab, "teaches")
+    require_sound(upstream)
+
+
+def test_upstreams_plugin_is_asked_for_only_where_ranges_overlap_and_it_is_there(lab, upstream, api_server):
+    def after_the_patch(name):
+        api_server.reset()
+        reserve(lab, name, BLOCK)
+        made = [line.split("?")[0] for line in api_server.counts()["log"]]
+        last = max(at for at, line in enumerate(made) if line.startswith("PATCH"))
+        return [line.split("/")[-1] for line in made[last + 1 :]]
+
+    run(upstream.elected(upstream.add("go", "ns/go", BLOCK)))
+    assert after_the_patch("before") == []
+    run(upstream.elected(upstream.add("wide", "ns/wide", WIDE)))
+    assert reserve(lab, "teaches", BLOCK) == ["10.0.0.4"]
+    assert after_the_patch("overlapping") == ["whereabouts", "10.0.0.0-24", "10.0.0.5"]
+    # One that was killed holds the Lease for ever, and is not waited for.
+    upstream.renew("ns/killed", ago_s=60)
+    assert after_the_patch("later") == ["whereabouts", "10.0.0.0-24", "10.0.0.6"]
+    upstream.renew("", ago_s=86400)
+    release(lab, "later", cooldown_s=0.0)
+    assert after_the_patch("uninstalled") == ["whereabouts"]

@@ -10,6 +10,7 @@ import ipaddress
 import json
 import urllib.error
 import urllib.request
+from datetime import datetime, timedelta, timezone
 
 
 class UpstreamError(Exception):
@@ -22,6 +23,27 @@ class Upstream:
     def __init__(self, server, namespace="kube-system", token="admin"):
         self._url = f"{server.url}/apis/whereabouts.cni.cncf.io/v1alpha1/namespaces/{namespace}"
         self._token = token
+
+    def elected(self, steps, identity="ns/go"):
+        """Do the same while holding upstream's Lease, as every one of its invocations does."""
+        self.renew(identity)
+        yield
+        try:
+            return (yield from steps)
+        finally:
+            self.renew("")
+
+    def renew(self, identity, *, ago_s=0.0):
+        moment = datetime.now(timezone.utc) - timedelta(seconds=ago_s)
+        stamp = moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = {"holderIdentity": identity, "leaseDurationSeconds": 1, "renewTime": stamp, "acquireTime": stamp}
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "whereabouts"}}
+        kind = self._url.replace("whereabouts.cni.cncf.io/v1alpha1", "coordination.k8s.io/v1") + "/leases"
+        stored = self.call("GET", f"{kind}/whereabouts")
+        if stored is None:
+            assert self.call("POST", kind, {**body, "spec": spec})
+        else:
+            assert self.call("PUT", f"{kind}/whereabouts", {**stored, "spec": spec})
 
     def add(self, cid, podref, block, ifname="net1", network_name=""):
         """Return the address."""
@@ -107,7 +129,8 @@ class Upstream:
         if method == "PATCH":
             headers["Content-Type"] = "application/json-patch+json"
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self._url}/{path}", data, headers, method=method)
+        url = path if path.startswith("http") else f"{self._url}/{path}"
+        request = urllib.request.Request(url, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
                 return answer.status, json.load(answer)
