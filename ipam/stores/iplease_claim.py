@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from netaddr import IPAddress
 
@@ -18,16 +19,19 @@ from ipam.choice import PoolOccupancy, choose
 from ipam.stores import iplease
 from ipam.stores.contract import Allocation, Attempt, Candidates, Deadline, Lease, Owner, Pool, Want
 from ipam.stores.iplease import COLLECTION, Cooling, Json
-from ipam.stores.iplease_scout import lowest, presumed_taken
+from ipam.stores.iplease_scout import index_of, lowest, presumed_taken
 from ipam.stores.journal import Journal
 from ipam.stores.known import Known
 from ipam.stores.kubernetes_api import KubernetesApi, Refused, ReplyLost
 from ipam.stores.scratch import Scratch
 
-# After so many lost tries a belief is not believed any more: one that is a blank, a remembered one, one just listed.
-_PATIENCE_BLANK, _PATIENCE_REMEMBERED, _PATIENCE_LISTED = 1, 3, 4
+# After so many lost tries a belief is not believed any more: one that is a blank, a remembered one of who never looked,
+# and of who did, one just listed.
+_PATIENCE_BLANK, _PATIENCE_UNLOOKED, _PATIENCE_REMEMBERED, _PATIENCE_LISTED = 3, 2, 3, 4
 # So many leases are not listed before it was tried without; narrower ranges are.
 _MANY, _WIDE = 5000, 2000
+# Where it is looked first whether there are very many: as far beyond the last try of a blank as that beyond the others.
+_FIRST_LOOK = 8**5
 # What the last tenth of the deadline is for: taking back what was claimed.
 _SHARE_OF_CHOICE = 0.9
 _CONFLICT = 409
@@ -45,17 +49,27 @@ class Beliefs:
     def remembered(self, prefix: str) -> Known:
         """Return what was remembered; a blank when there is nothing."""
         try:
-            return Known.from_json(self._scratch.read(self._about(prefix))["known"], patience=_PATIENCE_REMEMBERED)
+            return Known.from_json(
+                self._scratch.read(self._about(prefix))["known"],
+                patience=_PATIENCE_REMEMBERED,
+                patience_unlooked=_PATIENCE_UNLOOKED,
+            )
         except (KeyError, TypeError, ValueError):
             return Known(patience=_PATIENCE_BLANK)
 
-    def glimpsed(self, prefix: str, pool: Pool) -> Known:
+    def glimpsed(self, prefix: str, pool: Pool, believed: Known) -> Known:
         """Return what the server has in memory, or of many leases a guess: that the lowest addresses are taken.
 
         To list thousands takes seconds. Those below the guess that are free after all are chosen when somebody lists.
         """
-        size = pool.range.size
-        seen = _MANY if size > _MANY and self._is_there(prefix, pool, _MANY) else 0
+        size, version = pool.range.size, pool.range.version
+        seen, free = 0, None
+        for look in (_FIRST_LOOK, _MANY):
+            if size > look and not seen:
+                if self._is_there(prefix, pool, look):
+                    seen = look
+                else:
+                    free = look
         if not seen:
             # Not before: for their number a server with many goes through all of them.
             number = self._api.number(COLLECTION)
@@ -64,12 +78,14 @@ class Beliefs:
                 return self._known(prefix, self._listed(pool, cached=True))
             if number is None or size <= _WIDE:
                 return self.listed(prefix, pool)
-        presumed = presumed_taken(size, lambda index: self._is_there(prefix, pool, index), known=seen)
+            highest = None if believed.looked else believed.highest(version)
+            seen = index_of(pool.range.spans, highest) if highest is not None else 0
+        presumed = presumed_taken(size, lambda index: self._is_there(prefix, pool, index), taken=seen, free=free)
         if presumed is None:
             return self.listed(prefix, pool)
-        known = Known(patience=_PATIENCE_REMEMBERED)
+        known = Known(patience=_PATIENCE_REMEMBERED, looked=True)
         for first, last in lowest(pool.range.spans, presumed):
-            known.take_run(pool.range.version, first, last)
+            known.take_run(version, first, last)
         return known
 
     def _is_there(self, prefix: str, pool: Pool, index: int) -> bool:
@@ -87,7 +103,7 @@ class Beliefs:
         return self._api.listed(COLLECTION, selector=_of_network(pool), metadata_only=True, cached=cached)
 
     def _known(self, prefix: str, objects: Iterable[Json]) -> Known:
-        known = Known(patience=_PATIENCE_LISTED)
+        known = Known(patience=_PATIENCE_LISTED, looked=True)
         taken = []
         for obj in objects:
             address = iplease.address_in(obj["metadata"]["name"], prefix)
@@ -212,6 +228,7 @@ class Claim:
                     allocation=self._allocation,
                     deadline=Deadline(self._deadline.remaining_s() * _SHARE_OF_CHOICE),
                     preferred=self._preferred,
+                    window=partial(self._window, wants) if self._allocation == "window" else None,
                     rng=rng,
                 )
             except AddressesExhausted:
@@ -219,6 +236,9 @@ class Claim:
                     raise
             else:
                 return [leases[index] for index in range(len(wants))]
+
+    def _window(self, wants: Sequence[Want]) -> int:
+        return max((self._knowledge(want.pool).window for want in wants if want.requested is None), default=1)
 
     def _preferred(self, pool: Pool) -> list[IPAddress]:
         known = self._knowledge(pool)
@@ -250,7 +270,10 @@ class Claim:
         if known is None or known.patience <= 0:
             is_guess = known is not None and prefix not in self._glimpsed
             self._glimpsed.add(prefix)
-            known = self._beliefs.glimpsed(prefix, pool) if is_guess else self._beliefs.listed(prefix, pool)
+            if known is not None and is_guess:
+                known = self._beliefs.glimpsed(prefix, pool, known)
+            else:
+                known = self._beliefs.listed(prefix, pool)
         self._known[prefix] = known
         return known
 
@@ -263,9 +286,10 @@ class Claim:
             known = self._known.get(iplease.prefix_of(want.pool)) or self._knowledge(want.pool)
             obj = self._claim(want, address, known)
             if obj is None:
-                known.patience -= 1
+                known.lose()
                 taken.add(number)
             else:
+                known.win()
                 known.take(address)
                 self._claimed.append(obj)
                 leases[missing[number]] = iplease.read_lease(obj)

@@ -11,10 +11,12 @@ Source: reference 8.1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import isqrt
 
 # As many as a choice is drawn from: it need not be known more exactly.
 _NEAR = 64
-# Each look goes so many times as far as the one before, until one meets a free address.
+# Each look goes so many times as far as the one before, until one meets a free address; and where that is beyond the
+# range, to this part of what is left of it.
 _FURTHER = 8
 
 
@@ -27,22 +29,30 @@ def lowest(spans: Sequence[tuple[int, int]], number: int) -> Iterator[tuple[int,
         number -= last - first + 1
 
 
-def presumed_taken(size: int, is_taken: Callable[[int], bool], *, known: int = 0) -> int | None:
+def index_of(spans: Sequence[tuple[int, int]], value: int) -> int:
+    """Return how many addresses of the spans are below this one."""
+    return sum(min(last, value - 1) - first + 1 for first, last in spans if first < value)
+
+
+def presumed_taken(
+    size: int, is_taken: Callable[[int], bool], *, taken: int = 0, free: int | None = None
+) -> int | None:
     """Return how many of the lowest addresses are presumed to be taken, None when no free one was met.
 
-    ``is_taken`` is asked by index; ``known``: one that is taken. It is exact to a quarter, in some ten looks.
+    ``is_taken`` is asked by index; ``taken``, ``free``: one that is known to be. It is exact to a factor of two, for
+    each look is a call.
     """
-    low, free = known, None
-    while free is None and (further := max(low * _FURTHER, _NEAR)) < size:
+    low = taken
+    while free is None and size - low > _NEAR:
+        further = min(max(low * _FURTHER, _NEAR), size - max((size - low) // _FURTHER, 1))
         if is_taken(further):
             low = further
         else:
             free = further
-    end = size if free is None else free
-    while end - low > (_NEAR if free is None else max(_NEAR, low // 4)):
-        middle = (low + end) // 2
+    while free is not None and free - low > max(_NEAR, low):
+        middle = max(isqrt(low * free), low + _NEAR)
         if is_taken(middle):
             low = middle
         else:
-            end = free = middle
+            free = middle
     return free

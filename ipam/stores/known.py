@@ -6,92 +6,48 @@ exhausted is never believed, it is listed.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from heapq import nsmallest
-from itertools import accumulate
 from typing import Any
 
 from netaddr import IPAddress
 
+from ipam.choice import FIRST_WINDOW
 from ipam.stores.iplease import Cooling
+from ipam.stores.runs import Runs
 
 Json = dict[str, Any]
 
+# Candidates are drawn from so many of the lowest free addresses; after a lost one from eight times as many.
+_WINDOW, _GROWTH = FIRST_WINDOW["window"], 8
 # So many cooling addresses are remembered; the others are believed to be taken.
 _MOST_COOLING = 1000
 
 
-class Runs:
-    """A set of numbers as its runs of consecutive ones: what is taken is mostly the low end of a range."""
-
-    def __init__(self, runs: Iterable[Sequence[int]] = ()) -> None:
-        self._first: list[int] = []
-        self._last: list[int] = []
-        for first, last in runs:
-            self.add(first, last)
-        self._sums: list[int] | None = None
-
-    @classmethod
-    def of(cls, values: Iterable[int]) -> Runs:
-        """Return the set of these values, given in any order."""
-        found = cls()
-        for value in sorted(values):
-            if found._last and value <= found._last[-1] + 1:
-                found._last[-1] = value
-            else:
-                found._first.append(value)
-                found._last.append(value)
-        return found
-
-    def add(self, first: int, last: int) -> None:
-        """Add all numbers from the first to the last one."""
-        low, high = bisect_left(self._last, first - 1), bisect_right(self._first, last + 1)
-        if low < high:
-            first, last = min(first, self._first[low]), max(last, self._last[high - 1])
-        self._first[low:high], self._last[low:high] = [first], [last]
-        self._sums = None
-
-    def discard(self, value: int) -> None:
-        """Take one number out, if it is there."""
-        at = bisect_left(self._last, value)
-        if at == len(self._last) or self._first[at] > value:
-            return
-        kept = [(self._first[at], value - 1), (value + 1, self._last[at])]
-        kept = [(first, last) for first, last in kept if first <= last]
-        self._first[at : at + 1], self._last[at : at + 1] = [run[0] for run in kept], [run[1] for run in kept]
-        self._sums = None
-
-    def count(self, first: int, last: int) -> int:
-        """Return how many there are between two bounds, inclusive."""
-        return self._below(last + 1) - self._below(first)
-
-    def between(self, first: int, last: int) -> list[int]:
-        """Return those between two bounds, inclusive."""
-        low, high = bisect_left(self._last, first), bisect_right(self._first, last)
-        runs = zip(self._first[low:high], self._last[low:high], strict=True)
-        return [value for begin, end in runs for value in range(max(begin, first), min(end, last) + 1)]
-
-    def to_json(self) -> list[list[int]]:
-        """Return the runs."""
-        return [[first, last] for first, last in zip(self._first, self._last, strict=True)]
-
-    def _below(self, bound: int) -> int:
-        if self._sums is None:
-            sizes = (last - first + 1 for first, last in zip(self._first, self._last, strict=True))
-            self._sums = [0, *accumulate(sizes)]
-        at = bisect_left(self._first, bound)
-        return self._sums[at] - (max(self._last[at - 1] - bound + 1, 0) if at else 0)
-
-
 class Known:
-    """The taken and the cooling addresses of one name space, and for how many more lost tries they are believed."""
+    """The taken and the cooling addresses of one name space, and for how many more lost tries they are believed.
 
-    def __init__(self, *, patience: int, listed: bool = False) -> None:
+    ``listed``: that is all of them, just now. ``looked``: it was looked at least where the free ones begin, once.
+    ``window``: from how many of the lowest ones believed to be free a candidate is drawn: what is not known is mostly
+    at the low end, so that it widens with each lost one, as long as nobody looks.
+    """
+
+    def __init__(self, *, patience: int, listed: bool = False, looked: bool = False) -> None:
         self.patience = patience
         self.listed = listed
+        self.looked = looked
+        self.window = _WINDOW
         self.cooling: dict[IPAddress, Cooling] = {}
         self._taken = {4: Runs(), 6: Runs()}
+
+    def lose(self) -> None:
+        """A candidate that was believed to be free was not."""
+        self.patience -= 1
+        self.window *= _GROWTH
+
+    def win(self) -> None:
+        """It was."""
+        self.window = max(self.window // 2, _WINDOW)
 
     def take(self, address: IPAddress) -> None:
         """Believe that somebody has it."""
@@ -117,6 +73,10 @@ class Known:
         found = [(state.released_at, address) for address, state in self.cooling.items() if state.pod_key == pod_key]
         return [address for _, address in sorted(found, reverse=True)]
 
+    def highest(self, version: int) -> int | None:
+        """Return the highest address that is believed to be taken, None when there is none."""
+        return max((last for _, last in self._taken[version].to_json()), default=None)
+
     def occupancy(self, version: int, now: float) -> Believed:
         """Return one family as ``ipam.choice`` asks for it, at this moment."""
         cooling = (
@@ -138,6 +98,8 @@ class Known:
                 taken[address.version].add(address.value, address.value)
             cooling = {address: cooling[address] for address in kept}
         return {
+            "looked": self.looked,
+            "window": self.window,
             "taken": {str(version): runs.to_json() for version, runs in taken.items()},
             "cooling": {
                 str(address): [
@@ -152,12 +114,14 @@ class Known:
         }
 
     @classmethod
-    def from_json(cls, kept: Json, *, patience: int) -> Known:
-        """Return what was remembered.
+    def from_json(cls, kept: Json, *, patience: int, patience_unlooked: int) -> Known:
+        """Return what was remembered, and how long it is believed if it was looked, or was not.
 
         Raises: KeyError, TypeError, ValueError when it isn't what to_json wrote.
         """
-        known = cls(patience=patience)
+        looked = kept.get("looked") is True
+        known = cls(patience=patience if looked else patience_unlooked, looked=looked)
+        known.window = max(int(kept.get("window", _WINDOW)), _WINDOW)
         for version, runs in kept["taken"].items():
             known._taken[int(version)] = Runs(runs)
         for address, state in kept["cooling"].items():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
 from conf.errors import AddressesExhausted, InvalidNetworkConfig, TryAgainLater
-from ipam.stores import iplease, iplease_claim
+from ipam.stores import iplease
 from ipam.stores.contract import Deadline, Want
 from ipam.stores.iplease import COLLECTION
 from ipam.stores.journal import Journals
@@ -20,7 +20,6 @@ from ipam.stores.known import Known
 from ipam.stores.kubeconfig import find_access
 from ipam.stores.kubernetes_api import KubernetesApi, Refused
 from tests.stores.conftest import Lab, kubernetes_lab, owner, pool, release, reserve
-from tests.stores.filling import fill_ipleases
 from tests.stores.flapping_proxy import FlappingProxy
 
 BLOCK = "10.0.0.0/29"
@@ -107,26 +106,6 @@ def test_a_quiet_add_is_one_call_and_a_quiet_del_two(lab, api_server):
     api_server.reset()
     release(lab, "c0")
     assert requests(api_server) == ["GET", "GET", "PUT", "PUT"]
-
-
-@pytest.mark.parametrize(
-    ("block", "calls"),
-    [
-        ("10.0.0.0/20", ["POST", "GET", "GET", "POST"]),
-        # Where there may be thousands, one look tells whether there are.
-        ("10.0.0.0/16", ["POST", "GET", "GET", "GET", "POST"]),
-    ],
-)
-def test_another_node_asks_how_many_and_for_which_and_knows(lab, api_server, block, calls):
-    for number in range(64):
-        reserve(lab, f"c{number}", block, allocation="lowest")
-    shutil.rmtree(lab.make.run)
-    api_server.reset()
-    reserve(lab, "late", block, allocation="window")
-    assert requests(api_server) == calls
-    api_server.reset()
-    reserve(lab, "later", block, allocation="window")
-    assert requests(api_server) == ["POST"]
 
 
 def test_a_cooled_object_is_taken_over_with_one_call(lab, api, api_server):
@@ -311,7 +290,9 @@ def test_known_survives_being_written_down():
     known.fill(IPAddress(f"10.0.0.{n}") for n in (1, 2, 3, 9))
     known.take(IPAddress("2001:db8::ffff"))
     known.free(IPAddress("10.0.0.2"), iplease.Cooling("u", "7", 100.0, 60.0))
-    again = Known.from_json(json.loads(json.dumps(known.to_json())), patience=2)
+    known.lose()
+    assert known.window > 64
+    again = Known.from_json(json.loads(json.dumps(known.to_json())), patience=2, patience_unlooked=1)
     network = IPNetwork("10.0.0.0/24")
     for moment, taken, cooling in ((101.0, [1, 3, 9, 2], 1), (200.0, [1, 3, 9], 0)):
         view = again.occupancy(4, moment)
@@ -319,6 +300,9 @@ def test_known_survives_being_written_down():
         assert view.taken(*bounds) == [network.first + n for n in taken]
         assert (view.count(*bounds), view.cooling(*bounds)) == (len(taken), cooling)
     assert again.cooling == known.cooling
+    assert (again.window, again.looked, again.patience) == (known.window, False, 1)
+    known.looked = True
+    assert Known.from_json(known.to_json(), patience=2, patience_unlooked=1).patience == 2
 
 
 def test_a_journal_keeps_invocations_of_one_owner_apart(tmp_path):
@@ -365,50 +349,6 @@ def test_a_list_whose_moment_is_forgotten_is_begun_anew(lab, api, api_server):
         addresses = [lease.address for lease in store.leases()]
     assert len(addresses) == len(set(addresses)) == 1100
     assert requests(api_server) == ["GET"] * 7
-
-
-def test_where_there_are_thousands_they_are_neither_listed_nor_counted(lab, api_server):
-    """Each is work for a server with every lease it has; a name is one look."""
-    block = pool("10.0.0.0/16")
-    fill_ipleases(lab.make.kubeconfig, block, range(block.range.first, block.range.first + 6000))
-    api_server.reset()
-    (address,) = reserve(lab, "c1", Want(block), allocation="window")
-    log = api_server.counts()["log"]
-    assert f"GET {COLLECTION}" not in log
-    calls = [line.split(" ")[0] for line in log]
-    assert calls == ["POST", *["GET"] * (len(calls) - 2), "POST"]
-    assert len(calls) <= 12
-    assert 6000 <= IPAddress(address).value - block.range.first < 6000 * 5 / 4 + 64
-    api_server.reset()
-    reserve(lab, "c2", Want(block), allocation="window")
-    assert requests(api_server) == ["POST"]
-
-
-def test_many_of_other_networks_are_not_listed_either(lab, api_server, monkeypatch):
-    monkeypatch.setattr(iplease_claim, "_MANY", 300)
-    other, block = pool("10.0.0.0/16", network_name="blue"), pool("10.1.0.0/20")
-    fill_ipleases(lab.make.kubeconfig, other, range(other.range.first, other.range.first + 400))
-    for number in range(64):
-        reserve(lab, f"c{number}", Want(block), allocation="lowest")
-    shutil.rmtree(lab.make.run)
-    api_server.reset()
-    (address,) = reserve(lab, "late", Want(block), allocation="window")
-    assert api_server.counts()["log"].count(f"GET {COLLECTION}") == 1
-    assert requests(api_server) == ["POST", "GET", "GET", "GET", "POST"]
-    assert 64 <= IPAddress(address).value - block.range.first < 129
-
-
-def test_that_a_range_is_full_is_never_guessed(lab):
-    """The leases that are counted may be another network's."""
-    other = pool("10.0.0.0/16", network_name="blue")
-    fill_ipleases(lab.make.kubeconfig, other, range(other.range.first, other.range.first + 6000))
-    block = pool("10.1.0.0/25")
-    for number in range(126):
-        reserve(lab, f"c{number}", Want(block), allocation="window")
-    shutil.rmtree(lab.make.run)
-    with pytest.raises(AddressesExhausted) as raised:
-        reserve(lab, "late", Want(block), allocation="window")
-    assert "used 126" in raised.value.details
 
 
 def test_an_object_that_was_swept_away_is_free(lab, api, api_server):

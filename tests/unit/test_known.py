@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipam.stores.contention import Races
-from ipam.stores.known import Runs
+from ipam.stores.runs import Runs
 from ipam.stores.scratch import Scratch
 
 VALUE = st.integers(0, 60)

@@ -1,0 +1,123 @@
+"""What an ADD costs at ``kubernetes-leases`` in calls, on nodes that do not know what others have."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from netaddr import IPAddress
+
+from conf.errors import AddressesExhausted
+from ipam.stores import iplease_claim
+from ipam.stores.contract import Want
+from ipam.stores.iplease import COLLECTION
+from tests.stores.conftest import Lab, kubernetes_lab, pool, reserve
+from tests.stores.filling import fill_ipleases
+
+
+@pytest.fixture
+def lab(api_server, tmp_path):
+    return Lab(kubernetes_lab(api_server, "kubernetes-leases", tmp_path))
+
+
+def requests(api_server):
+    return [line.split(" ")[0] for line in api_server.counts()["log"]]
+
+
+def calls_on_new_nodes(lab, api_server, tmp_path, block, nodes):
+    """Reserve one address on each of so many nodes that know nothing, and return what each asked the server."""
+    calls = []
+    for number in range(nodes):
+        api_server.reset()
+        reserve(lab.on_another_node(tmp_path / f"node{number}"), f"new{number}", Want(block), allocation="window")
+        calls.append(requests(api_server))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("taken", "most", "listed"),
+    # Nobody; hardly anybody; all of the lowest ones, from which a first candidate is drawn; many.
+    [(0, 1.3, 0), (12, 1.5, 0), (100, 2.5, 0), (300, 3.5, 3)],
+)
+def test_a_node_that_knows_nothing_tries_further_up_before_it_looks(lab, api_server, tmp_path, taken, most, listed):
+    block = pool("10.0.0.0/16")
+    fill_ipleases(lab.make.kubeconfig, block, range(block.range.first, block.range.first + taken))
+    calls = calls_on_new_nodes(lab, api_server, tmp_path, block, 16)
+    assert sum(map(len, calls)) / 16 <= most
+    assert sum("GET" in each for each in calls) <= listed
+    assert calls[0] == ["POST"] or taken
+
+
+def test_who_met_others_draws_from_more_until_it_meets_none(lab, api_server, tmp_path):
+    block = pool("10.0.0.0/16")
+    fill_ipleases(lab.make.kubeconfig, block, range(block.range.first, block.range.first + 100))
+    api_server.reset()
+    for number in range(30):
+        reserve(lab, f"c{number}", Want(block), allocation="window")
+    assert len(requests(api_server)) < 30 * 1.6
+
+
+@pytest.mark.parametrize(
+    ("block", "calls"),
+    [
+        ("10.0.0.0/20", ["POST", "GET", "GET", "POST"]),
+        # Where there may be thousands, two looks tell whether there are.
+        ("10.0.0.0/16", ["POST", "GET", "GET", "GET", "GET", "POST"]),
+    ],
+)
+def test_another_node_asks_how_many_and_for_which_and_knows(lab, api_server, monkeypatch, block, calls):
+    monkeypatch.setattr(iplease_claim, "_PATIENCE_BLANK", 1)
+    for number in range(64):
+        reserve(lab, f"c{number}", block, allocation="lowest")
+    shutil.rmtree(lab.make.run)
+    api_server.reset()
+    reserve(lab, "late", block, allocation="window")
+    assert requests(api_server) == calls
+    api_server.reset()
+    reserve(lab, "later", block, allocation="window")
+    assert requests(api_server) == ["POST"]
+
+
+def test_where_there_are_thousands_they_are_neither_listed_nor_counted(lab, api_server):
+    """Each is work for a server with every lease it has; a name is one look."""
+    block = pool("10.0.0.0/16")
+    fill_ipleases(lab.make.kubeconfig, block, range(block.range.first, block.range.first + 6000))
+    api_server.reset()
+    (address,) = reserve(lab, "c1", Want(block), allocation="window")
+    log = api_server.counts()["log"]
+    assert f"GET {COLLECTION}" not in log
+    calls = [line.split(" ")[0] for line in log]
+    assert calls == [*["POST"] * 3, *["GET"] * (len(calls) - 4), "POST"]
+    assert len(calls) <= 8
+    assert 6000 <= IPAddress(address).value - block.range.first < 6000 * 2 + 64
+    api_server.reset()
+    reserve(lab, "c2", Want(block), allocation="window")
+    assert requests(api_server) == ["POST"]
+
+
+def test_many_of_other_networks_are_not_listed_either(lab, api_server, monkeypatch):
+    monkeypatch.setattr(iplease_claim, "_MANY", 300)
+    monkeypatch.setattr(iplease_claim, "_PATIENCE_BLANK", 1)
+    other, block = pool("10.0.0.0/16", network_name="blue"), pool("10.1.0.0/20")
+    fill_ipleases(lab.make.kubeconfig, other, range(other.range.first, other.range.first + 400))
+    for number in range(64):
+        reserve(lab, f"c{number}", Want(block), allocation="lowest")
+    shutil.rmtree(lab.make.run)
+    api_server.reset()
+    (address,) = reserve(lab, "late", Want(block), allocation="window")
+    assert api_server.counts()["log"].count(f"GET {COLLECTION}") == 1
+    assert requests(api_server) == ["POST", *["GET"] * 3, "POST"]
+    assert 64 <= IPAddress(address).value - block.range.first < 64 + 2 * 64 + 64
+
+
+def test_that_a_range_is_full_is_never_guessed(lab):
+    """The leases that are counted may be another network's."""
+    other = pool("10.0.0.0/16", network_name="blue")
+    fill_ipleases(lab.make.kubeconfig, other, range(other.range.first, other.range.first + 6000))
+    block = pool("10.1.0.0/25")
+    for number in range(126):
+        reserve(lab, f"c{number}", Want(block), allocation="window")
+    shutil.rmtree(lab.make.run)
+    with pytest.raises(AddressesExhausted) as raised:
+        reserve(lab, "late", Want(block), allocation="window")
+    assert "used 126" in raised.value.details
