@@ -162,19 +162,29 @@ class Netns:
         """
         with Netns.current() as home:
             try:
-                if self.fd < 0:  # os.setns would call a closed one a ValueError
-                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-                _setns(self.fd)
-            except OSError as error:
-                raise KernelRefused("entering the netns", self.path, error.errno or 0) from error
-            try:
+                self._enter()  # in here: the handler of a signal may raise when the kernel has let us in
                 yield
             finally:
                 try:
-                    _setns(home.fd)
-                except OSError:
-                    log.critical("cannot leave netns %s, giving up", self.path, exc_info=True)
-                    os._exit(70)  # sysexits.h EX_SOFTWARE
+                    self._go_to(home)
+                except Exception:  # a handler has raised, before the way back or behind it; it does so once
+                    self._go_to(home)
+                    raise
+
+    def _enter(self) -> None:
+        try:
+            if self.fd < 0:  # os.setns would call a closed one a ValueError
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            _setns(self.fd)
+        except OSError as error:
+            raise KernelRefused("entering the netns", self.path, error.errno or 0) from error
+
+    def _go_to(self, home: Netns) -> None:
+        try:
+            _setns(home.fd)
+        except OSError:
+            log.critical("cannot leave netns %s, giving up", self.path, exc_info=True)
+            os._exit(70)  # sysexits.h EX_SOFTWARE
 
     def same_as(self, other: Netns) -> bool:
         """Tell whether both are one namespace, whatever path they were opened by."""

@@ -142,6 +142,34 @@ def test_entered_nests(sandbox: ScratchNetns, host_ns: ScratchNetns) -> None:
         assert inode_here() == sandbox.netns.identity.inode
 
 
+@pytest.mark.parametrize("where", ["inwards", "homewards"])
+@pytest.mark.parametrize("goes_first", [True, False])
+def test_entered_comes_back_when_a_signal_comes_at_a_border(
+    sandbox: ScratchNetns, monkeypatch: pytest.MonkeyPatch, where: str, goes_first: bool
+) -> None:
+    """Its handler may raise before the kernel has changed the namespace, or behind it; the first signal's does."""
+    before = inode_here()
+    really_setns, signals = netns_module._setns, [InterruptedByTest()]
+
+    def setns(fd: int) -> None:
+        is_met = (fd == sandbox.netns.fd) == (where == "inwards")
+        if goes_first or not is_met:
+            really_setns(fd)
+        if is_met and signals:
+            raise signals.pop()
+        if not goes_first and is_met:
+            really_setns(fd)
+
+    monkeypatch.setattr(netns_module, "_setns", setns)
+    with pytest.raises(InterruptedByTest), sandbox.netns.entered():
+        assert where == "homewards"
+    assert (inode_here(), signals) == (before, [])
+
+
+class InterruptedByTest(Exception):
+    pass
+
+
 def test_closed_namespace_cannot_be_entered(sandbox: ScratchNetns) -> None:
     before = inode_here()
     sandbox.netns.close()
