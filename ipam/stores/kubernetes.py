@@ -25,7 +25,7 @@ from ipam.stores.contract import Allocation, Deadline, Lease, Owner, Pool, Store
 from ipam.stores.iplease import Json
 from ipam.stores.journal import Journal
 from ipam.stores.kubernetes_api import KubernetesApi, Refused
-from ipam.stores.upstream_claim import Claim, tried
+from ipam.stores.upstream_claim import Claim, require_interface, tried
 from ipam.stores.upstream_cluster import Cluster, Place
 from ipam.stores.upstream_journal import Known
 from ipam.stores.upstream_names import object_of, reservation_name
@@ -166,7 +166,8 @@ class KubernetesStore(ApiStore):
         self.api.patient = False
         try:
             cluster.pool("vferry-probe", IPNetwork("192.0.2.0/24"))
-            self.api.create(cluster.reservations, reservation(owner, "vferry-probe", Mark.of(owner, 0)), dry_run=True)
+            probe = reservation(owner, "vferry-probe", Mark.of(owner, 0))
+            require_interface(self.api.create(cluster.reservations, probe, dry_run=True))
         except Refused:
             pass  # 409: it would be written, were it not there
         finally:

@@ -12,7 +12,7 @@ from itertools import islice
 
 from netaddr import IPAddress
 
-from conf.errors import CniError
+from conf.errors import CniError, StoreUnavailable
 from ipam.choice import PoolOccupancy, choose
 from ipam.stores import upstream_journal
 from ipam.stores.contention import Races
@@ -156,6 +156,8 @@ class Claim:
                 return None
             upstream_journal.write(self._journal, place, reserved, overlap_checked=True)
         self._claimed.append((name, place, reserved))
+        if reserved is not None:
+            require_interface(reserved)
         entered = self._cluster.enter(place, self._owner, None if reserved else mark)
         if entered is None:
             self._claimed.pop()
@@ -224,6 +226,19 @@ class Claim:
         # Were a reply lost, the request may yet be done.
         if not self._cluster.api.lost:
             self._journal.drop(name)
+
+
+def require_interface(obj: Json) -> None:
+    """Raise StoreUnavailable for a reservation of ours, as the server has it, out of which it dropped the interface.
+
+    Its definitions of upstream's kinds are then older than whereabouts 0.8, and allocations are cut likewise.
+    """
+    if not obj["spec"].get("ifname"):
+        raise StoreUnavailable(
+            "the CRDs of whereabouts in this cluster are too old",
+            details='the API server drops "ifname" from what is written, so that no DEL would find it',
+            hint="kubectl apply -f conf/deploy/crds/whereabouts.yaml, or those of whereabouts 0.8 or later",
+        )
 
 
 def tried(cluster: Cluster, scratch: Scratch, name: str) -> Tried:

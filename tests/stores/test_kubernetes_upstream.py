@@ -7,7 +7,7 @@ from itertools import combinations_with_replacement
 
 import pytest
 
-from conf.errors import AddressesExhausted
+from conf.errors import AddressesExhausted, StoreUnavailable
 from ipam.stores.contract import Deadline, Want
 from ipam.stores.kubeconfig import find_access
 from ipam.stores.kubernetes import CRDS, RBAC, KubernetesStore
@@ -279,6 +279,32 @@ def test_reaping_upstreams_allocation_takes_exactly_it(lab, upstream):
         assert not store.reap(lease)
     assert address not in upstream.pools()["10.0.0.0-29"]
     assert upstream.reservations() == {}
+
+
+class Pruned(KubernetesApi):
+    """Writes what a server would that has the CRDs of an old upstream."""
+
+    def _once(self, call, token):
+        if call.method == "POST":
+            spec = {key: value for key, value in call.body["spec"].items() if key != "ifname"}
+            call = call._replace(body={**call.body, "spec": spec})
+        return super()._once(call, token)
+
+
+def test_crds_that_drop_the_interface_are_refused(lab, upstream):
+    """No DEL would find what has been entered; upstream's of today leaks it."""
+
+    def open_api():
+        return Pruned(find_access(lab.make.kubeconfig), deadline=Deadline(30), crds=CRDS, rbac=RBAC)
+
+    keys = {"scratch": lab.make.run / "stores", "journals": lab.make.run / "owners"}
+    with KubernetesStore(open_api, deadline=Deadline(30), cooldown_s=60.0, clock=lab.clock, **keys) as store:
+        with pytest.raises(StoreUnavailable, match="too old") as raised:
+            store.probe()
+        with pytest.raises(StoreUnavailable, match="too old"):
+            store.reserve(owner("c1", **POD), [Want(pool(BLOCK))], allocation="lowest")
+    assert "crds/whereabouts.yaml" in raised.value.hint
+    assert (upstream.pools(), upstream.reservations()) == ({}, {})
 
 
 def test_what_an_old_upstream_entered_without_an_interface_can_be_given_back(lab, upstream):
