@@ -193,9 +193,9 @@ def ignore_interruptions() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def interrupt(number: int, _frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
     """End the request by its undo, as the handler of a signal; what is settled comes to its end."""
-    if Undo.settled:
+    if Undo.is_settled(frame):
         return
     ignore_interruptions()
     raise TryAgainLater(f"interrupted by {signal.Signals(number).name}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import ClassVar
 
 from cni.steps import count
@@ -28,6 +28,12 @@ class Undo:
     def __init__(self) -> None:
         self._steps: list[tuple[str, Callable[[], object]]] = []
         self._at_last: list[tuple[str, Callable[[], object]]] = []
+
+    @classmethod
+    def is_settled(cls, frame: FrameType | None) -> bool:
+        """Tell whether an interruption comes too late; ``frame`` is what the handler of a signal is given."""
+        # A handler that runs before the first line of __exit__ would, by what it raises, be the end of the undo.
+        return cls.settled or (frame is not None and frame.f_code is cls.__exit__.__code__)
 
     def push(self, what: str, step: Callable[[], object]) -> None:
         """Remember how to take back the step that has just succeeded."""

@@ -162,7 +162,7 @@ class Caller:
                 pass  # a signal that came too late
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._is_deaf or Undo.settled:
+        if self._is_deaf or Undo.is_settled(frame):
             return
         self.ignore()
         skel.interrupt(number, frame)
@@ -181,7 +181,7 @@ class Caller:
         signal.signal(signal.SIGIO, signal.SIG_IGN)
         self._leave_its_stderr()
         # Every other verb is better brought to its end: it is repeated, or its answer is of no use any more.
-        if self._waits_for_add and not self._is_deaf and not Undo.settled:
+        if self._waits_for_add and not self._is_deaf and not Undo.is_settled(frame):
             self.ignore()
             raise TryAgainLater("the caller has gone")
 

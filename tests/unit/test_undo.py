@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
 import pytest
 
+from cni import skel
 from cni.undo import EveryStep, Undo
 from conf.errors import CheckFailed, CniError, IoFailure, UndoneInPart
 
@@ -22,6 +28,33 @@ def test_steps_are_taken_back_in_reverse_and_the_last_ones_last():
         raise IoFailure("it")
     assert done == ["b", "a", "files", "record"]
     assert ended.value.hint == ""
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """The handlers of this process, as they were."""
+    before = [(number, signal.getsignal(number)) for number in skel.INTERRUPTING]
+    yield
+    for number, action in before:
+        signal.signal(number, action)
+
+
+@pytest.mark.usefixtures("signals")
+def test_signal_that_comes_while_the_last_call_fails_does_not_keep_the_undo_from_beginning(monkeypatch):
+    """Python has its handler run when it enters the next function, which is the undo: before its first line."""
+    monkeypatch.setattr(Undo, "settled", False)
+    done = []
+
+    def handle(frame: FrameType, _event: str, _argument: object) -> None:
+        if frame.f_code is Undo.__exit__.__code__:
+            sys.settrace(None)
+            skel.interrupt(signal.SIGTERM, frame)
+
+    with pytest.raises(IoFailure), Undo() as undo:
+        undo.push("a", lambda: done.append("a"))
+        sys.settrace(handle)
+        raise IoFailure("it")
+    assert done == ["a"]
 
 
 def test_commit_and_success_take_nothing_back():
