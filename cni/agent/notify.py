@@ -33,14 +33,16 @@ class Notify:
 
     def alive(self, now: float) -> None:
         """Say so when it is time again."""
-        if self.watchdog_s and now >= self._alive_at:
+        if self.watchdog_s and now >= self._alive_at and self._say("WATCHDOG=1"):
             self._alive_at = now + self.watchdog_s
-            self._say("WATCHDOG=1")
 
-    def _say(self, *assignments: str) -> None:
+    def _say(self, *assignments: str) -> bool:
+        """Say it, and tell whether the manager has it; without one there is nothing to be said."""
         if not self._address:
-            return
+            return True
         name = self._address
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
             datagram.setblocking(False)  # a manager that does not listen must not hold us up
             datagram.sendto("\n".join(assignments).encode(), "\0" + name[1:] if name.startswith("@") else name)
+            return True
+        return False

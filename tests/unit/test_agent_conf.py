@@ -103,6 +103,20 @@ def test_service_manager_is_told_when_there_are_descriptors_again(monkeypatch):
     Notify({"NOTIFY_SOCKET": "/nowhere/notify"}).ready("serving")
 
 
+def test_sign_of_life_that_did_not_get_through_is_given_again_at_the_next_turn(tmp_path):
+    """At the end of the next half period systemd would have killed us."""
+    notify = Notify({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"})
+    notify.alive(10.0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        notify.alive(10.1)
+        assert manager.recv(100) == b"WATCHDOG=1"
+        notify.alive(10.2)
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
+
+
 def test_other_processs_watchdog_is_not_ours():
     assert Notify({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid() + 1)}).watchdog_s == 0
 
