@@ -103,13 +103,16 @@ class EtcdLab:
     server: EtcdServer
     scratch: Path
     prefix: str = field(default_factory=lambda: f"/vferry-{uuid.uuid4().hex}")
+    # The endpoint, where it is not the server itself.
+    through: str = ""
+    store: type = TimedEtcdStore
 
     def elsewhere(self, run):
         return replace(self, scratch=run)
 
     def __call__(self, *, clock, cooldown_s, deadline_s, **keys):
-        store = TimedEtcdStore(
-            Etcd(endpoints=[self.server.url], prefix=self.prefix),
+        store = self.store(
+            Etcd(endpoints=[self.through or self.server.url], prefix=self.prefix),
             deadline=Deadline(deadline_s),
             cooldown_s=cooldown_s,
             clock=clock,

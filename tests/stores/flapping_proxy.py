@@ -29,20 +29,24 @@ MISHAPS = {
 class FlappingProxy:
     """Listens on a port of its own and passes what it gets to ``port``."""
 
-    def __init__(self, port, *, seed, mishaps=MISHAPS, delay_s=0.3):
+    def __init__(self, port, *, seed, mishaps=MISHAPS, delay_s=0.3, least_delay_s=0.0, listen=0):
         self._target = ("127.0.0.1", port)
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._mishaps = mishaps
-        self._delay_s = delay_s
+        self._delays_s = least_delay_s, delay_s
         self._late = []
+        self._in_hand = 0
         self.seen = Counter()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._listener = socket.create_server(("127.0.0.1", listen), backlog=512)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self):
         """Listen no more, and see that everything late has arrived."""
+        # Only this wakes who waits in accept(): until then the kernel would go on to accept.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.drain()
 
@@ -51,10 +55,12 @@ class FlappingProxy:
         while True:
             with self._lock:
                 late, self._late = self._late, []
-            if not late:
+                in_hand = self._in_hand
+            if not late and not in_hand:
                 return
             for thread in late:
                 thread.join()
+            time.sleep(0.01)
 
     def _accept(self):
         while True:
@@ -68,18 +74,26 @@ class FlappingProxy:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with client, contextlib.suppress(OSError), client.makefile("rb") as reader:
             while request := _read_message(reader):
-                if not self._answer(client, request):
-                    return
+                with self._lock:
+                    self._in_hand += 1
+                try:
+                    if not self._answer(client, request):
+                        return
+                finally:
+                    with self._lock:
+                        self._in_hand -= 1
 
     def _answer(self, client, request):
         """Answer one request; false when the connection is to be closed."""
         with self._lock:
             mishap = self._choose()
             self.seen[mishap] += 1
-            delay_s = self._random.uniform(0, self._delay_s)
+            delay_s = self._random.uniform(*self._delays_s)
             cut = self._random.random()
         if mishap == "lose the request":
             return False
+        if mishap == "say nothing":
+            return bool(client.recv(1, socket.MSG_PEEK))  # until the client leaves
         if mishap == "hand over after the client has left":
             self._later(request, delay_s)
             return False

@@ -11,23 +11,16 @@ import time
 from collections import Counter
 
 import pytest
-from click.testing import CliRunner
 
-from cni.attachments import Attachments
-from cni.cli import reconcile as command
-from cni.cli.command import vferry
-from cni.cli.results import Results
-from cni.sandboxes import Sandboxes
-from conf.attachment import Attachment, SandboxRecord
 from ipam.stores.contract import Want
 from tests.stores.conftest import STORES, EtcdLab, Lab, owner, pool
+from tests.stores.node import Node
 from tests.stores.pace import Pace
 
 KILLS = 300
 AT_ONCE = 4
 BLOCK, OTHER = "10.3.0.0/23", "2001:db8:3::/64"
 WANTS = [Want(pool(BLOCK)), Want(pool(OTHER))]
-NODE = "n1"
 
 
 @pytest.fixture(params=["etcd", "local"])
@@ -35,45 +28,22 @@ def lab(request):
     return Lab(STORES[request.param](request), clock=time.time)
 
 
-class Node:
-    """The machine whose callers are killed: its records, and the command on it."""
+class Callers:
+    """What is killed: callers of one node."""
 
-    def __init__(self, lab, tmp_path, monkeypatch):
-        self._lab = lab
-        self.attachments = Attachments(tmp_path / "attachments")
-        sandboxes = Sandboxes(NODE, attachments=self.attachments, results=Results(tmp_path / "cache"))
-        monkeypatch.setattr(command, "Sandboxes", lambda name: sandboxes)
-        (tmp_path / "netns").mkdir()
-        self._gone = str(tmp_path / "netns" / "gone")
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            self._boot_id = file.read().strip()
-        self._conf_dir = tmp_path / "net.d"
-        self._conf_dir.mkdir()
-        ipam = {"type": "whereabouts", "range": BLOCK, "ipRanges": [{"range": OTHER}], "cooldownSeconds": 0}
-        if isinstance(lab.make, EtcdLab):
-            ipam |= {"datastore": "etcd", "etcd": {"endpoints": [lab.make.server.url], "prefix": lab.make.prefix}}
-        else:
-            ipam |= {"datastore": "local", "dataDir": str(lab.make.data_dir)}
-        network = {"cniVersion": "1.0.0", "name": "rail1", "type": "sriov", "ipam": ipam}
-        (self._conf_dir / "rail1.conf").write_text(json.dumps(network))
+    def __init__(self, lab, node):
+        self._lab, self._node = lab, node
 
     def add(self, name):
         """Record, then reserve, as an interface plugin does."""
-        sandbox = SandboxRecord(path=self._gone, inode=0, device=0, boot_id=self._boot_id)
-        self.attachments.write(
-            Attachment(
-                plugin="sriov", network="rail1", container_id=name, ifname="net1", device_id="0", sandbox=sandbox
-            )
-        )
+        self._node.record(name)
         with self._lab.open(cooldown_s=0.0) as store:
-            return store.reserve(owner(name, node=NODE), WANTS, allocation=store.allocation)
+            return store.reserve(owner(name, node=self._node.name), WANTS, allocation=store.allocation)
 
     def delete(self, name):
         with self._lab.open(cooldown_s=0.0) as store:
             leases = store.release(owner(name))
-        record = self.attachments.load("sriov", name, "net1")
-        if record is not None:
-            self.attachments.delete(record)
+        self._node.forget(name)
         return leases
 
     def churn(self, name, promised):
@@ -84,21 +54,14 @@ class Node:
             os.write(promised, f"-{name}\n".encode())
             self.delete(name)
 
-    def reconcile(self, *words):
-        options = ["--network", "rail1", "--conf-dir", str(self._conf_dir), "--node", NODE]
-        run = CliRunner().invoke(
-            vferry, ["ipam", "reconcile", *options, "--grace", "0", "--interval", "0", "--output", "json", *words]
-        )
-        assert run.exit_code == 0, (run.output, run.exception)
-        return Counter(each["state"] for each in json.loads(run.stdout))
-
 
 @pytest.fixture
 def node(lab, tmp_path, monkeypatch):
-    return Node(lab, tmp_path, monkeypatch)
+    return Node(lab.make, (BLOCK, OTHER), tmp_path, monkeypatch)
 
 
 def test_300_killed_callers_leave_nothing_after_del_or_reconcile(lab, node, tmp_path):
+    callers = Callers(lab, node)
     context = multiprocessing.get_context("fork")
     rng = random.Random(17)
     pace = Pace(rng, 0.003, 0.03)
@@ -106,7 +69,7 @@ def test_300_killed_callers_leave_nothing_after_del_or_reconcile(lab, node, tmp_
     left_to_reconcile = []
     for batch in range(KILLS // AT_ONCE):
         names = [f"c{batch}-{at}" for at in range(AT_ONCE)]
-        children = [context.Process(target=node.churn, args=(name, promised), daemon=True) for name in names]
+        children = [context.Process(target=callers.churn, args=(name, promised), daemon=True) for name in names]
         for child in children:
             child.start()
         for child, name in zip(children, names, strict=True):
@@ -114,7 +77,7 @@ def test_300_killed_callers_leave_nothing_after_del_or_reconcile(lab, node, tmp_
             os.kill(child.pid, signal.SIGKILL)
             if rng.random() < 0.5:
                 os.write(promised, f"={name}\n".encode())
-                leases = node.delete(name)
+                leases = callers.delete(name)
                 assert len(leases) in (0, 2)
                 pace.learn(had_leases=bool(leases))
             else:

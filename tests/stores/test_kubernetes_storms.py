@@ -1,5 +1,7 @@
-"""The Kubernetes stores behind a network that loses and repeats, and under callers that are killed: nothing is doubled,
-nothing is left after a DEL."""
+"""The Kubernetes stores under callers that are killed: nothing is doubled, nothing is left after a DEL.
+
+How they fare behind a network that fails at random is in test_contract_outages.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,7 @@ import multiprocessing
 import os
 import random
 import signal
-import threading
 import time
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -22,15 +22,13 @@ from ipam.stores.iplease import COLLECTION
 from ipam.stores.kubeconfig import find_access
 from ipam.stores.kubernetes_api import KubernetesApi
 from tests.stores.conftest import KUBERNETES, Lab, kubernetes_lab, owner, pool
-from tests.stores.flapping_proxy import MISHAPS, FlappingProxy
+from tests.stores.flapping_proxy import FlappingProxy
 from tests.stores.pace import Pace
+from tests.stores.promised import Promised
 from tests.stores.upstream_writer import Upstream
 
 KILLS = 300
 KILLERS = 10
-OPERATIONS = 2000
-WORKERS = 20
-OWNERS = 40
 # Of many at once on a machine that does something else too; what has to be done in time is tried elsewhere.
 PATIENCE_S = 300.0
 WANTS = [Want(pool("10.3.0.0/25")), Want(pool("2001:db8:3::/64"))]
@@ -55,32 +53,6 @@ def left(lab, api_server, tmp_path):
         return {lease["metadata"]["name"] for lease in leases if "releasedAt" not in lease["spec"]}
 
     return read
-
-
-class Promised:
-    """Who was promised which address, of all processes: a file an address, from its promise until its DEL begins."""
-
-    def __init__(self, folder):
-        self._folder = folder
-        self._doubled = folder / "doubled"
-        self._doubled.mkdir(parents=True)
-
-    def promise(self, name, leases):
-        for lease in leases:
-            address = str(lease.address)
-            try:
-                os.symlink(name, self._folder / address)
-            except FileExistsError:
-                (self._doubled / f"{address} {name}").touch()
-
-    def forget(self, name):
-        for path in self._folder.iterdir():
-            with contextlib.suppress(OSError):  # the folder, or another one's that has just gone
-                if os.readlink(path) == name:
-                    path.unlink()
-
-    def doubled(self):
-        return [path.name for path in self._doubled.iterdir()]
 
 
 def _churn(lab, name, promised):
@@ -160,65 +132,6 @@ def test_a_caller_killed_with_its_request_on_the_way_loses_to_its_del(lab, left,
             store.release(owner(f"c{number}"))
     proxy.close()
     assert proxy.seen[late] >= 10
-    assert left() == set()
-
-
-class Ledger:
-    """What callers were promised, checked at each promise."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._holders = {}
-        self.doubled = []
-        self.failed = Counter()
-
-    def promise(self, name, leases):
-        with self._lock:
-            for lease in leases:
-                holder = self._holders.setdefault(str(lease.address), name)
-                if holder != name:
-                    self.doubled.append((str(lease.address), holder, name))
-
-    def forget(self, name):
-        with self._lock:
-            self._holders = {address: holder for address, holder in self._holders.items() if holder != name}
-
-
-def _work(lab, number, ledger):
-    rng = random.Random(number)
-    for _ in range(OPERATIONS // WORKERS):
-        name = f"{number}-{rng.randrange(OWNERS // WORKERS)}"
-        try:
-            with lab.open(cooldown_s=0.0, deadline_s=PATIENCE_S) as store:
-                if rng.random() < 0.55:
-                    ledger.promise(name, store.reserve(owner(name), WANTS, allocation="window"))
-                else:
-                    ledger.forget(name)
-                    store.release(owner(name))
-        except CniError as error:
-            ledger.failed[type(error).__name__] += 1
-
-
-def test_2000_operations_through_a_flapping_network(lab, left, api_server, tmp_path):
-    proxy = FlappingProxy(api_server.port, seed=3, delay_s=0.1)
-    through, ledger = _through(lab, proxy, api_server, tmp_path), Ledger()
-    threads = [threading.Thread(target=_work, args=(through, number, ledger)) for number in range(WORKERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert ledger.doubled == []
-    assert set(proxy.seen) == {*MISHAPS, "pass"}
-    assert sum(ledger.failed.values()) < OPERATIONS // 50, ledger.failed
-    proxy.close()
-    # A repeated request may have come after the DEL: what it made is found by the owner's next one, or by reconcile.
-    with lab.open(cooldown_s=0.0) as store:
-        for number in range(WORKERS):
-            for each in range(OWNERS // WORKERS):
-                store.release(owner(f"{number}-{each}"))
-    assert len(reconcile(lab)) <= OPERATIONS // 100
-    with lab.open() as store:
-        assert list(store.leases()) == []
     assert left() == set()
 
 

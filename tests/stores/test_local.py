@@ -14,8 +14,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from conf.errors import StoreUnavailable, TryAgainLater
-from ipam.ranges import Range
-from ipam.stores.contract import Deadline, Pool, Want
+from ipam.stores.contract import Deadline, Want
 from ipam.stores.local import DATABASE, SCHEMA_VERSION, LocalStore
 from tests.stores.conftest import Clock, Lab, LocalLab, owner, pool, release, reserve
 
@@ -181,23 +180,6 @@ def _fill(database, space, values):
             "INSERT INTO lease VALUES (?, ?, 'r', '', 'other', ?, 'n', '', '', '', '', 0, NULL, 0)",
             ((space, bytes(10) + b"\xff\xff" + value.to_bytes(4, "big"), str(value)) for value in values),
         )
-
-
-def test_a_nearly_full_16_is_chosen_from_without_listing_it(lab, database, monkeypatch):
-    network = IPNetwork("10.1.0.0/16")
-    reserve(lab, "first", "10.1.0.0/16")
-    _fill(database, "", range(network.first + 2, network.first + 60_001))
-    with lab.open() as store:
-        with store._database.reading() as db:
-            steps = [0]
-            db.set_progress_handler(lambda: steps.__setitem__(0, steps[0] + 1), 1000)
-        (lease,) = store.reserve(owner("late"), [Want(Pool("", Range.of(network)))], allocation="lowest")
-        assert str(lease.address) == "10.1.234.97"
-        # Each taken row is counted about twice, at some ten steps of SQLite's machine each.
-        assert steps[0] * 1000 < 60_000 * 40
-        steps[0] = 0
-        store.reserve(owner("later"), [Want(Pool("", Range.of(network)))], allocation="lowest")
-        assert steps[0] * 1000 < 20_000, "what was found to be full is not counted again"
 
 
 def test_marks_of_what_is_full_never_hide_a_free_address(lab, database):
