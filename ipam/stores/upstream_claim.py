@@ -28,6 +28,7 @@ from ipam.stores.upstream_cluster import MEETINGS, Cluster, Place
 from ipam.stores.upstream_names import object_of, offset_of, reservation_name, reserved_address
 from ipam.stores.upstream_notes import Mark
 from ipam.stores.upstream_pool import PoolObject, belongs_to, is_reserved_by, mark_of, read_lease
+from ipam.stores.upstream_rivals import Rivals
 
 # After so many lost races it is looked again what is there.
 _PATIENCE = 3
@@ -67,6 +68,7 @@ class Claim:
         self._clock = clock
         self._scratch = scratch
         self._tried: set[int] = set()
+        self._rivals = Rivals(cluster, scratch, deadline, clock)
         self._reserved: dict[str, set[int]] = {}
         self._standing = 0
         self._claimed: list[tuple[str, Place, Json | None]] = []
@@ -168,8 +170,23 @@ class Claim:
                     self._cluster.unreserve(reserved)
                 self._drop(name)
             return None
+        if reserved is not None:
+            kept = self._rivals.outlast(place, self._owner, reserved, mark)
+            if kept is None:
+                self._give_way(pool, place._replace(pool=entered), name, reserved)
+                return None
+            reserved = kept
+            self._claimed[-1] = (name, place, reserved)
+            upstream_journal.write(self._journal, place, reserved, overlap_checked=True)
         self._pools[_name(pool)] = entered
         return read_lease(entered, place.offset, mark_of(reserved), space=pool.space)
+
+    def _give_way(self, pool: Pool, place: Place, name: str, reserved: Json) -> None:
+        self._cluster.take_out(place, self._owner, reserved, None, now=self._clock())
+        self._claimed.pop()
+        self._drop(name)
+        self._reserved.setdefault(place.network_name, set()).update(self._rivals.entered)
+        self._pools[_name(pool)] = self._cluster.again(place.pool)
 
     def _is_standing(self, place: Place) -> bool:
         """Whether it was no race that was lost: somebody has long reserved the address, for another pool or in vain.
@@ -185,6 +202,8 @@ class Claim:
         is_rival = mark is not None and mark.pool in ("", place.pool.name)
         if reserved is None or (is_rival and self._cluster.api.age_s(reserved) < _STANDING_S):
             return False
+        if mark is None:
+            self._rivals.learn(place)
         known = self._reserved.setdefault(place.network_name, set())
         known.add(int(place.address.value))
         self._standing += 1
