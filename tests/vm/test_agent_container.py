@@ -1,7 +1,7 @@
 """The agent in a container that runc made, with the DaemonSet's mounts and capabilities, and VFs that it attaches.
 
 What such a container may not do (write to its /sys and /proc/sys, system calls outside of the default profile) is tried
-nowhere else.
+nowhere else. Cold starts beside it answer and do the same, byte for byte, and it and they exclude each other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,21 @@ from cni.linux.capabilities import NEEDED
 from conf.executables import COMMAND
 from tests.contract import container
 from tests.contract.agent import wait_until
-from tests.contract.archive import read_entry
-from tests.vm.node import VFS, Pod, netdev
+from tests.contract.archive import read_entry, refusal
+from tests.contract.host import ended
+from tests.vm.node import FLAGS, PF, VFS, VOLATILE, Pod, config, differences, links, netdev, snapshot, vf_state
+from tests.vm.rdma_node import RDMA, STATIC, VF, devices
 
 LAB = {"vfs": 2, "mem_mib": 2048}
-pytest_plugins = ["tests.vm.node_fixtures", "tests.vm.containerd_fixtures"]
+pytest_plugins = ["tests.vm.node_fixtures", "tests.vm.rdma_node", "tests.vm.containerd_fixtures"]
 pytestmark = [
-    pytest.mark.usefixtures("host_is_as_before"),
+    pytest.mark.usefixtures("host_is_as_before", "rdma_is_as_before"),
     pytest.mark.skipif(
         not all(map(shutil.which, ("containerd", "ctr", "runc", "/usr/lib/cni/host-local"))),
         reason="needs the Debian packages containerd and containernetworking-plugins",
     ),
 ]
 
-VF = VFS[0]
 # What ctr gives a container that asks for nothing: containerd, oci/spec.go defaultUnixCaps.
 _GIVEN = {
     *("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID"),
@@ -93,7 +95,7 @@ def agent(ctr: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             wait_until(
                 lambda: process.poll() is not None or "listening" in made.log.read_text(),
                 "the agent listens",
-                patience_s=240,
+                patience_s=900,
             )
             assert process.poll() is None, made.log.read_text()
             yield made
@@ -101,7 +103,7 @@ def agent(ctr: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             process.terminate()
 
 
-def call(command: str, conf: dict[str, Any], pod: Pod) -> subprocess.CompletedProcess[str]:
+def start(command: str, conf: dict[str, Any], pod: Pod, **env: str) -> subprocess.Popen[str]:
     environ = {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": pod.name,
@@ -110,11 +112,21 @@ def call(command: str, conf: dict[str, Any], pod: Pod) -> subprocess.CompletedPr
         # Ours are not there: host-local is the Go plugin.
         "CNI_PATH": "/usr/lib/cni",
         "PATH": os.defpath,
+        **env,
     }
-    executable = f"/opt/cni/bin/{conf['type']}"
-    return subprocess.run(
-        [executable], env=environ, input=json.dumps(conf), capture_output=True, text=True, check=False
-    )
+    process = subprocess.Popen(
+        [f"/opt/cni/bin/{conf['type']}"], env=environ,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(conf))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def call(command: str, conf: dict[str, Any], pod: Pod, **env: str) -> subprocess.CompletedProcess[str]:
+    return ended(start(command, conf, pod, **env))
 
 
 def test_agent_has_no_more_than_the_manifest_gives_it(agent: Agent) -> None:
@@ -151,3 +163,96 @@ def test_vf_is_attached_checked_and_given_back(agent: Agent, blue: Pod, name: st
     assert not Path(f"/var/lib/cni/networks/{conf['name']}/10.7.7.2").exists()
     wait_until(lambda: len(agent.served()) == before + 3, "all of it was served by the agent")
     assert [each["code"] for each in agent.served()[before:]] == [0, 0, 0]
+
+
+# --- cold and warm
+
+COLD = {"VFERRY_AGENT": "off"}
+OURS = {"CNI_PATH": "/opt/cni/bin"}
+SRIOV = config(VF, vlan=100, vlanQoS=3, mac="02:00:5e:10:00:01", mtu=1400, spoofchk="off", trust="on", **STATIC)
+
+
+def state(pod: str) -> dict[str, Any]:
+    """Return all that plugins change: links and VFs, on the host and in a pod, RDMA devices, who is on record."""
+    found = {name: "" if name.startswith("/") else link for name, link in snapshot().items()}
+    for name, link in links(pod).items():
+        kept = {key: value for key, value in link.items() if key not in VOLATILE}
+        found[f"{name} of {pod}"] = {**kept, "flags": sorted(FLAGS & {*link["flags"]})}
+    return found | {"RDMA": devices(), f"RDMA of {pod}": devices(pod)}
+
+
+class Conversation:
+    """What the executables are asked, and what came of it: exit status, stdout, and how host and pod are then."""
+
+    def __init__(self, pod: Pod, **env: str) -> None:
+        self._pod = pod
+        self._env = {**OURS, **env}
+        self.answers: list[tuple[str, int, str]] = []
+        self.states: list[dict[str, Any]] = []
+
+    def ask(self, verb: str, conf: dict[str, Any], *, expected: int = 0) -> dict[str, Any]:
+        done = call(verb, conf, self._pod, **self._env)
+        document: dict[str, Any] = json.loads(done.stdout or "{}")
+        assert document.get("code", 0) == expected, done
+        self.answers.append((f"{verb} {conf}", done.returncode, done.stdout))
+        return document
+
+    def look(self) -> None:
+        self.states.append(state(self._pod.name))
+
+    def everything(self) -> None:
+        self.ask("ADD", {**SRIOV, "mtu": 9999}, expected=102)  # when VLAN and MAC are set: the driver refuses
+        self.look()
+        result = self.ask("ADD", SRIOV)
+        result = self.ask("ADD", {**RDMA, "prevResult": result})
+        self.look()
+        self.ask("CHECK", {**RDMA, "prevResult": result})
+        untrue = {**result, "ips": [{"address": "10.9.9.9/24", "interface": 0}]}
+        self.ask("CHECK", {**SRIOV, "prevResult": untrue}, expected=103)
+        for conf in (RDMA, SRIOV):
+            self.ask("DEL", {**conf, "prevResult": result})
+        self.look()
+
+
+def test_vf_and_rdma_device_are_attached_as_by_a_cold_start(agent: Agent, blue: Pod) -> None:
+    cold, warm, before = Conversation(blue, **COLD), Conversation(blue), len(agent.served())
+    cold.everything()
+    assert len(agent.served()) == before
+    warm.everything()
+    wait_until(lambda: len(agent.served()) == before + len(warm.answers), "all of it was served by the agent")
+    assert warm.answers == cold.answers
+    assert [differences(*each) for each in zip(cold.states, warm.states, strict=True)] == [[]] * len(cold.states)
+    # That there was something to see.
+    attached = cold.states[1]
+    assert attached["net1 of blue"]["mtu"] == 1400
+    assert attached[PF]["vfinfo_list"][0]["vlan_list"] == [{"vlan": 100, "qos": 3}]
+    assert len(attached["RDMA of blue"]) == 1
+
+
+def test_cold_and_warm_exclude_each_other_on_one_vf(
+    agent: Agent, blue: Pod, green: Pod, host_is_as_before: Callable[[], list[str]]
+) -> None:
+    took_s, name = 0.0, netdev(VF)
+    for number in range(3):
+        began = time.monotonic()
+        cold = start("ADD", SRIOV, green, **OURS, **COLD)
+        # The warm one comes when a cold start has only begun; when it is about to take the VF; when it has taken it.
+        if number == 1:
+            time.sleep(took_s * 0.8)
+        if number == 2:
+            wait_until(lambda: not netdev(VF), "the cold one has it")
+        warm = call("ADD", SRIOV, blue, **OURS)
+        done = {green: ended(cold), blue: warm}
+        took_s = took_s or time.monotonic() - began
+        ((loser, lost),) = [(pod, each) for pod, each in done.items() if each.returncode]
+        (winner,) = {*done} - {loser}
+        answer = refusal(lost)
+        assert (answer["code"], answer["msg"]) == (11, f"pci address {VF} is already allocated")
+        assert f"container {winner.name} has it" in answer["details"]
+        assert number != 2 or winner == green
+        assert (netdev(VF), winner.link()["mtu"], "net1" in links(loser.name)) == ("", 1400, False)
+        assert vf_state(VFS.index(VF))["vlan_list"] == [{"vlan": 100, "qos": 3}]
+        for pod, expected in ((loser, ""), (winner, name)):
+            deleted = call("DEL", SRIOV, pod, **OURS)
+            assert (deleted.returncode, deleted.stdout, netdev(VF)) == (0, "", expected), deleted
+        assert host_is_as_before() == []
