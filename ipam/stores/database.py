@@ -123,6 +123,8 @@ class Database:
 
     def _write_schema(self, draft: Path) -> None:
         with closing(sqlite3.connect(draft, isolation_level=None)) as db:
+            # Before it has a WAL: what that holds would come into the file when it is closed, which fails silently.
+            db.executescript(f"BEGIN; {self._schema} PRAGMA user_version = {self._version}; COMMIT;")
             (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise StoreUnavailable(
@@ -130,7 +132,6 @@ class Database:
                     details="its filesystem has no memory that processes share",
                     hint=_OTHER_DIRECTORY,
                 )
-            db.executescript(f"BEGIN; {self._schema} PRAGMA user_version = {self._version}; COMMIT;")
 
     def require_writable(self) -> None:
         """Take the write lock and let go of it, or see that the file could be made; nothing is written.

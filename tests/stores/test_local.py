@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import stat
 import time
+from contextlib import suppress
 
 import pytest
 from netaddr import IPAddress, IPNetwork
@@ -17,6 +18,7 @@ from conf.errors import StoreUnavailable, TryAgainLater
 from ipam.stores.contract import Deadline, Want
 from ipam.stores.local import DATABASE, SCHEMA_VERSION, LocalStore
 from tests.stores.conftest import Clock, Lab, LocalLab, owner, pool, release, reserve
+from tests.stores.flapping_files import FlappingFiles, Killed, hindrance
 
 
 @pytest.fixture
@@ -208,6 +210,26 @@ def test_marks_of_what_is_full_never_hide_a_free_address(lab, database):
                 db.execute("DELETE FROM lease WHERE ifname = ?", (str(network.first + rng.randrange(2, 700)),))
     with sqlite3.connect(database) as db:
         assert db.execute("SELECT count(*) FROM full").fetchone()[0] >= 1
+
+
+@pytest.mark.skipif(bool(hindrance()), reason=hindrance())
+@pytest.mark.parametrize("mishap", ["fail", "fail after the deed", "kill", "kill after the deed"])
+def test_whichever_call_fails_while_the_database_is_made_the_next_add_finds_a_sound_one_or_makes_it(tmp_path, mishap):
+    number, is_over = 0, False
+    while not is_over:
+        number += 1
+        lab, calls = Lab(LocalLab(tmp_path / str(number) / "data")), iter(range(1, 10_000))
+
+        def choose(asked, number=number, calls=calls):
+            # What is not yet linked into place is a hidden file.
+            return mishap if "/." in asked.path and next(calls) == number else "be done"
+
+        files = FlappingFiles(tmp_path, choose=choose)
+        with suppress(StoreUnavailable, Killed):
+            files.call(reserve, lab, "a", "10.0.0.0/24")
+        is_over = not files.seen[mishap]
+        assert reserve(lab, "a", "10.0.0.0/24", deadline_s=300.0) == ["10.0.0.1"]
+    assert number > 20
 
 
 # Kills.
