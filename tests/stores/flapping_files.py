@@ -118,14 +118,18 @@ class Killed(Exception):
 
 
 class FlappingFiles:
-    """The files below ``folder`` as whoever ``start`` runs sees them; ``seen`` counts what became of the calls."""
+    """The files below ``folder`` as whoever ``start`` runs sees them; ``seen`` counts what became of the calls.
 
-    def __init__(self, folder, *, seed=0, mishaps=MISHAPS, delays_s=(0.0, 0.05)):
+    With ``choose`` it is not chance that says what becomes of a call, but what that makes of it.
+    """
+
+    def __init__(self, folder, *, seed=0, mishaps=MISHAPS, delays_s=(0.0, 0.05), choose=None):
         self._folder = str(folder)
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._mishaps = mishaps
         self._delays_s = delays_s
+        self._choose = choose or self._drawn
         self.seen = Counter()
 
     def call(self, function, *args):
@@ -155,8 +159,8 @@ class FlappingFiles:
         finally:
             os.close(listener)
             process.kill()
-            process.join()
-        return process.exitcode
+            code = exit_code(process)
+        return code
 
     def _serve(self, listener):
         poll = select.poll()
@@ -190,13 +194,22 @@ class FlappingFiles:
         return {"fail": errno.EIO, "fail after the deed": errno.EIO, "be full": errno.ENOSPC,
                 "be read-only": errno.EROFS}.get(mishap, 0)  # fmt: skip
 
-    def _choose(self, asked):
+    def _drawn(self, asked):
         at = self._random.random()
         for mishap, share in self._mishaps.items():
             at -= share if _concerns(mishap, asked) else 0
             if at < 0:
                 return mishap
         return "be done"
+
+
+def exit_code(process):
+    """Wait for its end and return how it ended."""
+    process.join()
+    # Another thread that starts a process just now may have seen the end first, and not yet said so.
+    while (code := process.exitcode) is None:
+        time.sleep(0.001)
+    return code
 
 
 def _concerns(mishap, asked):

@@ -28,7 +28,7 @@ from ipam.stores.local import DATABASE
 from tests.stores import flapping_files, flapping_proxy
 from tests.stores.conftest import KUBERNETES, EtcdLab, Lab, LocalLab, kubernetes_lab
 from tests.stores.etcd_server import free_port
-from tests.stores.flapping_files import FlappingFiles, hindrance
+from tests.stores.flapping_files import FlappingFiles, exit_code, hindrance
 from tests.stores.flapping_proxy import FlappingProxy
 from tests.stores.upstream_writer import Upstream
 
@@ -40,8 +40,7 @@ def _call(function, *args):
 def _start(function, *args):
     process = get_context("fork").Process(target=function, args=args, daemon=True)
     process.start()
-    process.join()
-    return process.exitcode
+    return exit_code(process)
 
 
 @dataclass(frozen=True)
