@@ -94,7 +94,7 @@ def test_every_selector_and_rename_back_after_the_kernel_returned_it(
 
 
 def test_returned_device_whose_pod_name_is_taken_on_the_host(blue: Pod) -> None:
-    ip("link", "add", "net1", "type", "dummy")
+    ip("link", "add", "net1", "type", "bridge")
     conf = config(pciBusID=VF, **STATIC)
     blue.add(conf)
     blue.destroy()
