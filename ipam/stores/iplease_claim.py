@@ -75,7 +75,7 @@ class Beliefs:
             number = self._api.number(COLLECTION)
             if number is not None and number < _MANY:
                 # From the server's memory, for it would read every lease of every network anew.
-                return self._known(prefix, self._listed(pool, cached=True))
+                return self.in_memory(prefix, pool)
             if number is None or size <= _WIDE:
                 return self.listed(prefix, pool)
             highest = None if believed.looked else believed.highest(version)
@@ -92,6 +92,10 @@ class Beliefs:
         *_, (_, value) = lowest(pool.range.spans, index + 1)
         name = iplease.name_of(prefix, IPAddress(value, pool.range.version))
         return self._api.get(f"{COLLECTION}/{name}", cached=True) is not None
+
+    def in_memory(self, prefix: str, pool: Pool) -> Known:
+        """Return what the server has in memory."""
+        return self._known(prefix, self._listed(pool, cached=True))
 
     def listed(self, prefix: str, pool: Pool) -> Known:
         """Return what the server says now."""
@@ -144,7 +148,10 @@ def _of_network(pool: Pool) -> str:
 
 
 class Claim:
-    """One reserve: from what the owner ``held`` to one lease per want, or to what it held."""
+    """One reserve: from what the owner ``held`` to one lease per want, or to what it held.
+
+    ``cools_long``: a released address is not chosen again before every server has heard of it.
+    """
 
     def __init__(
         self,
@@ -158,7 +165,9 @@ class Claim:
         deadline: Deadline,
         clock: Callable[[], float],
         sticky: bool | None = None,
+        cools_long: bool = False,
     ) -> None:
+        self._cools_long = cools_long
         self._pod_key = "" if sticky is False else owner.pod_key
         self._asks_for_pod = bool(sticky and owner.pod_key)
         self._api = api
@@ -171,6 +180,7 @@ class Claim:
         self._clock = clock
         self._known: dict[str, Known] = {}
         self._glimpsed: set[str] = set()
+        self._exhausted: set[str] = set()
         self._claimed: list[Json] = []
         # Names that may be ours without our knowing, and what they were tried for.
         self._doubtful: list[str] = []
@@ -257,6 +267,7 @@ class Claim:
         for known in believed.values():
             known.patience = 0
         self._glimpsed.update(believed)
+        self._exhausted.update(believed)
         return bool(believed)
 
     def _occupancy(self, pool: Pool) -> PoolOccupancy:
@@ -270,7 +281,10 @@ class Claim:
         if known is None or known.patience <= 0:
             is_guess = known is not None and prefix not in self._glimpsed
             self._glimpsed.add(prefix)
-            if known is not None and is_guess:
+            if self._allocation == "lowest" and self._cools_long and prefix not in self._exhausted:
+                # What was released so lately that the server does not remember it yet, still cools down.
+                known = self._beliefs.in_memory(prefix, pool)
+            elif known is not None and is_guess and self._allocation == "window":
                 known = self._beliefs.glimpsed(prefix, pool, known)
             else:
                 known = self._beliefs.listed(prefix, pool)

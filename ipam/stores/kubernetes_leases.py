@@ -31,6 +31,8 @@ from ipam.stores.kubernetes_api import Refused, ReplyLost
 CRDS, RBAC = "ipleases.yaml", "rbac-kubernetes-leases.yaml"
 # No API server works on a request for longer.
 _SETTLED_S = 60.0
+# What a server has in memory is hardly ever older.
+_HEARD_S = 10.0
 _PROBE = Pool("", Range.of(IPNetwork("192.0.2.1/32")))
 
 log = logging.getLogger("vferry.ipam.kubernetes_leases")
@@ -78,6 +80,7 @@ class KubernetesLeasesStore(ApiStore):
             deadline=self._deadline,
             clock=self._clock,
             sticky=self._sticky,
+            cools_long=self._cooldown_s >= _HEARD_S,
         ).run(wants)
 
     def release(self, owner: Owner, *, pools: Sequence[Pool] = ()) -> tuple[Lease, ...]:

@@ -11,7 +11,8 @@ from conf.errors import AddressesExhausted
 from ipam.stores import iplease_claim
 from ipam.stores.contract import Want
 from ipam.stores.iplease import COLLECTION
-from tests.stores.conftest import Lab, kubernetes_lab, pool, reserve
+from ipam.stores.kubernetes_api import KubernetesApi
+from tests.stores.conftest import Lab, kubernetes_lab, pool, release, reserve
 from tests.stores.filling import fill_ipleases
 
 
@@ -105,3 +106,71 @@ def test_that_a_range_is_full_is_never_guessed(lab, monkeypatch):
     with pytest.raises(AddressesExhausted) as raised:
         reserve(lab, "late", Want(block), allocation="window")
     assert "used 126" in raised.value.details
+
+
+# The lowest free address.
+
+
+@pytest.fixture
+def lists(monkeypatch):
+    """Note of each list whether the server was asked for what it has in memory; ``memory``: what it then has."""
+    noted, memory = [], []
+    listed = KubernetesApi.listed
+
+    def note(self, path, *, cached=False, **keys):
+        noted.append(cached)
+        return iter(memory[0]) if cached and memory else listed(self, path, cached=cached, **keys)
+
+    monkeypatch.setattr(KubernetesApi, "listed", note)
+    return noted, memory
+
+
+@pytest.fixture
+def as_it_was(lab):
+    """Return what the server has now, as it would list it from its memory."""
+
+    def read():
+        with lab.open() as store:
+            return list(store.api.listed(COLLECTION, metadata_only=True))
+
+    return read
+
+
+BLOCK = "10.0.0.0/29"
+
+
+def test_the_lowest_address_is_chosen_from_the_servers_memory(lab, lists):
+    noted, _ = lists
+    assert [reserve(lab, f"c{number}", BLOCK) for number in range(3)] == [["10.0.0.1"], ["10.0.0.2"], ["10.0.0.3"]]
+    assert noted == [True] * 3
+    del noted[:]
+    # Where nothing cools, what was just released is the lowest one.
+    release(lab, "c0", cooldown_s=0.0)
+    assert reserve(lab, "c3", BLOCK, cooldown_s=0.0) == ["10.0.0.1"]
+    assert noted == [False]
+
+
+def test_a_memory_that_is_old_neither_doubles_nor_exhausts(lab, lists, as_it_was):
+    noted, memory = lists
+    empty = as_it_was()
+    assert [reserve(lab, f"c{number}", BLOCK)[0] for number in range(5)] == [f"10.0.0.{at}" for at in range(1, 6)]
+    memory[:] = [empty]
+    assert reserve(lab, "c5", BLOCK) == ["10.0.0.6"]
+    full = as_it_was()
+    memory[:] = [full]
+    del noted[:]
+    release(lab, "c2", cooldown_s=0.0)
+    assert reserve(lab, "late", BLOCK) == ["10.0.0.3"]
+    with pytest.raises(AddressesExhausted):
+        reserve(lab, "later", BLOCK)
+    assert noted == [True, False] * 2
+
+
+def test_what_was_released_longer_ago_than_the_memory_is_old_is_the_lowest(lab, lists, as_it_was):
+    _, memory = lists
+    for number in range(4):
+        reserve(lab, f"c{number}", BLOCK)
+    release(lab, "c1")
+    memory[:] = [as_it_was()]
+    lab.clock.now += 61
+    assert [reserve(lab, name, BLOCK)[0] for name in ("d", "e")] == ["10.0.0.2", "10.0.0.5"]
