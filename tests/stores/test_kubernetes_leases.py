@@ -332,7 +332,7 @@ def test_a_list_of_many_pages(lab, api, api_server):
             COLLECTION, iplease.make(owner(f"c{number}"), pool("10.0.0.0/16"), IPAddress("10.0.0.1") + number, 0)
         )
     api_server.reset()
-    assert reserve(lab, "late", "10.0.0.0/16") == ["10.0.4.77"]
+    assert reserve(lab, "late", "10.0.0.0/16", cooldown_s=0.0) == ["10.0.4.77"]
     assert requests(api_server) == ["GET"] * 3 + ["POST"]
     with lab.open() as store:
         assert len({lease.address for lease in store.leases()}) == 1101
