@@ -20,14 +20,13 @@ class Promised:
             try:
                 os.symlink(name, self._folder / address)
             except FileExistsError:
-                if os.readlink(self._folder / address) != name:
+                if self._holder(self._folder / address) != name:
                     (self._doubled / f"{address} {name}").touch()
 
     def forget(self, name):
         for path in self._folder.iterdir():
-            with contextlib.suppress(OSError):  # the folder, or another one's that has just gone
-                if os.readlink(path) == name:
-                    path.unlink()
+            if self._holder(path) == name:
+                path.unlink()
 
     def of(self, name):
         """Return the addresses that one relies on."""
@@ -35,7 +34,13 @@ class Promised:
 
     def all(self):
         """Return every address and whose it is."""
-        return {(path.name, os.readlink(path)) for path in self._folder.iterdir() if path.is_symlink()}
+        found = {(path.name, self._holder(path)) for path in self._folder.iterdir()}
+        return {(address, holder) for address, holder in found if holder}
+
+    def _holder(self, path):
+        with contextlib.suppress(OSError):  # the folder within, or another one's that has just gone
+            return os.readlink(path)
+        return ""
 
     def doubled(self):
         return [path.name for path in self._doubled.iterdir()]
