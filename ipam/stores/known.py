@@ -18,8 +18,8 @@ from ipam.stores.runs import Runs
 
 Json = dict[str, Any]
 
-# Candidates are drawn from so many of the lowest free addresses; after a lost one from eight times as many.
-_WINDOW, _GROWTH = FIRST_WINDOW["window"], 8
+# Candidates are drawn from so many of the lowest free addresses; after a lost one from eight times as many, at most.
+_WINDOW, _GROWTH, _WIDEST = FIRST_WINDOW["window"], 8, 4096
 # So many cooling addresses are remembered; the others are believed to be taken.
 _MOST_COOLING = 1000
 
@@ -43,7 +43,7 @@ class Known:
     def lose(self) -> None:
         """A candidate that was believed to be free was not."""
         self.patience -= 1
-        self.window *= _GROWTH
+        self.window = min(self.window * _GROWTH, _WIDEST)
 
     def win(self) -> None:
         """It was."""
@@ -121,7 +121,7 @@ class Known:
         """
         looked = kept.get("looked") is True
         known = cls(patience=patience if looked else patience_unlooked, looked=looked)
-        known.window = max(int(kept.get("window", _WINDOW)), _WINDOW)
+        known.window = min(max(int(kept.get("window", _WINDOW)), _WINDOW), _WIDEST)
         for version, runs in kept["taken"].items():
             known._taken[int(version)] = Runs(runs)
         for address, state in kept["cooling"].items():
