@@ -182,7 +182,7 @@ def test_a_store_whose_every_answer_is_late_works_within_the_deadline(outage):
 def test_a_store_whose_answers_come_after_the_deadline_is_an_error_in_time_and_leaks_nothing(outage, node):
     """What was asked may have been done all the same, even after the DEL."""
     add_holders(outage.lab)
-    with outage.slow(3.0) as callers:
+    with outage.slow(2.0) as callers:
         errors_of(callers)
         for name in (*HOLDERS, "new", "never"):
             delete(outage.lab, name)
