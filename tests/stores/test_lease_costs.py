@@ -49,13 +49,14 @@ def test_a_node_that_knows_nothing_tries_further_up_before_it_looks(lab, api_ser
     assert calls[0] == ["POST"] or taken
 
 
-def test_who_met_others_draws_from_more_until_it_meets_none(lab, api_server, tmp_path):
+def test_who_met_others_draws_from_more_next_time(lab, api_server, tmp_path):
     block = pool("10.0.0.0/16")
     fill_ipleases(lab.make.kubeconfig, block, range(block.range.first, block.range.first + 100))
+    calls_on_new_nodes(lab, api_server, tmp_path, block, 8)
     api_server.reset()
-    for number in range(30):
-        reserve(lab, f"c{number}", Want(block), allocation="window")
-    assert len(requests(api_server)) < 30 * 1.6
+    for number in range(8):
+        reserve(lab.on_another_node(tmp_path / f"node{number}"), f"next{number}", Want(block), allocation="window")
+    assert len(requests(api_server)) < 8 * 1.8
 
 
 @pytest.mark.parametrize(
