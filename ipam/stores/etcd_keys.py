@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from netaddr import IPAddress
+from netaddr import AddrFormatError, IPAddress
 
 from conf.errors import StoreUnavailable
 from ipam.stores.contract import Lease, Owner, Pool
@@ -158,7 +158,7 @@ def read_former(kvs: Sequence[Json]) -> Former:
     (kv,) = kvs
     try:
         given_back = [(str(each["space"]), IPAddress(each["address"])) for each in _load(kv)["leases"]]
-    except (KeyError, TypeError, ValueError, StoreUnavailable):
+    except (AddrFormatError, KeyError, TypeError, ValueError, StoreUnavailable):
         given_back = []  # it only saves trouble
     return Former(tuple(given_back), int(kv["mod_revision"]))
 
@@ -176,7 +176,7 @@ def read_record(kvs: Sequence[Json]) -> Record:
     try:
         owner = _owner(value["owner"])
         return Record(tuple(_lease(owner, each, revision) for each in value["leases"]), revision)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AddrFormatError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(kv) from error
 
 
@@ -188,7 +188,7 @@ def read_lease(kv: Json) -> Lease:
     value = _load(kv)
     try:
         return _lease(_owner(value["owner"]), value, int(kv["mod_revision"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AddrFormatError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(kv) from error
 
 

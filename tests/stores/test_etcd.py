@@ -148,10 +148,11 @@ def test_an_address_given_away_by_hand_survives_the_del(lab, keys, etcd_server):
     assert list(keys("ip/").values()) == ["somebody else's"]
 
 
-def test_a_record_not_of_ours_is_an_error_that_names_it(lab, keys, etcd_server):
+@pytest.mark.parametrize("value", ["no JSON", "[]", "{}", '{"owner": {}, "leases": [{"address": "10.0.0.x"}]}'])
+def test_a_record_not_of_ours_is_an_error_that_names_it(lab, keys, etcd_server, value):
     reserve(lab, "a", "10.0.0.0/24")
     (key,) = (f"{lab.make.prefix}/v1/{key}" for key in keys("own/"))
-    etcd_server.call("/v3/kv/txn", transaction([], [put(key, "no JSON")]))
+    etcd_server.call("/v3/kv/txn", transaction([], [put(key, value)]))
     with pytest.raises(StoreUnavailable, match="own/a/net1 cannot be read"):
         release(lab, "a")
 
