@@ -148,7 +148,10 @@ def test_an_address_given_away_by_hand_survives_the_del(lab, keys, etcd_server):
     assert list(keys("ip/").values()) == ["somebody else's"]
 
 
-@pytest.mark.parametrize("value", ["no JSON", "[]", "{}", '{"owner": {}, "leases": [{"address": "10.0.0.x"}]}'])
+_NO_ADDRESS = {"address": "10.0.0.x", "network_name": "", "space": "", "allocated_at": 1.0}
+
+
+@pytest.mark.parametrize("value", ["no JSON", "[]", "{}", json.dumps({"owner": {}, "leases": [_NO_ADDRESS]})])
 def test_a_record_not_of_ours_is_an_error_that_names_it(lab, keys, etcd_server, value):
     reserve(lab, "a", "10.0.0.0/24")
     (key,) = (f"{lab.make.prefix}/v1/{key}" for key in keys("own/"))
