@@ -34,8 +34,9 @@ from ipam.stores.upstream_rivals import Rivals
 _PATIENCE = 3
 # So many addresses that others have reserved, and have had for long, are met before all of them are listed.
 _DOUBTS = 2
-# A reservation that is this old is no rival's: its allocation would have been entered since.
-_STANDING_S = 2
+# A reservation that is this old is no rival's: its allocation would have been entered since. Where the server is slow a
+# rival waits for his turn, as Turns has it.
+_STANDING_S, _STANDING_ANSWERS = 2, 4
 # What the last tenth of the deadline is for: taking back what was claimed.
 _SHARE_OF_CHOICE = 0.9
 
@@ -200,7 +201,8 @@ class Claim:
         mark = mark_of(reserved)
         # Upstream's writers are never two at once, and no crowd.
         is_rival = mark is not None and mark.pool in ("", place.pool.name)
-        if reserved is None or (is_rival and self._cluster.api.age_s(reserved) < _STANDING_S):
+        api = self._cluster.api
+        if reserved is None or (is_rival and api.age_s(reserved) < _STANDING_S + _STANDING_ANSWERS * api.answering_s):
             return False
         if mark is None:
             self._rivals.learn(place)

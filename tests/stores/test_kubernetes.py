@@ -147,6 +147,26 @@ def test_a_reservation_without_allocation_is_ours_again_or_released(lab, upstrea
     assert upstream.reservations() == {}
 
 
+@pytest.mark.parametrize(("answering_s", "is_listed"), [(0.0, True), (1.0, False)])
+def test_a_rival_who_waits_for_a_slow_server_is_not_taken_for_one_that_has_gone(
+    lab, upstream, api_server, tmp_path, answering_s, is_listed
+):
+    # Three of another node have reserved their addresses three seconds ago, and have not entered them yet.
+    other_node = Lab(lab.make.elsewhere(tmp_path / "other"))
+    for number in range(3):
+        reserve(other_node, f"c{number}", "10.0.0.0/24")
+    for offset in (1, 2, 3):
+        upstream.request("PATCH", "ippools/10.0.0.0-24", [{"op": "remove", "path": f"/spec/allocations/{offset}"}])
+    api_server.reset()
+    with lab.open() as store:
+        store.api.age_s = lambda _: 3.0
+        store.api.answering_s = answering_s
+        (lease,) = store.reserve(owner("c9"), [Want(pool("10.0.0.0/24"))], allocation="lowest")
+    assert str(lease.address) not in ("10.0.0.1", "10.0.0.2", "10.0.0.3")
+    lists = [line for line in api_server.counts()["log"] if line.endswith("/overlappingrangeipreservations")]
+    assert ("GET" in " ".join(lists)) is is_listed
+
+
 def test_a_lost_reservation_is_made_again_by_the_next_add(lab, upstream):
     reserve(lab, "c1", BLOCK)
     upstream.request("DELETE", "overlappingrangeipreservations/10.0.0.1")  # upstream's DEL of a stale holder
