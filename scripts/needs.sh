@@ -36,7 +36,8 @@ declare -A needs=(
         containerd ctr
         containernetworking-plugins /usr/lib/cni/host-device
         etcd-server etcd
-        shellcheck shellcheck"
+        shellcheck shellcheck
+        systemd systemd-analyze"
 )
 
 has() {

@@ -156,7 +156,7 @@ class Journals:
     def _hold(self, path: Path, owner: Owner, deadline: Deadline, *, makes: bool) -> int | None:
         while (fd := self._open(path, makes=makes)) is not None:
             try:
-                while not _locked(fd):
+                while not locked(fd):
                     deadline.require(f"waiting for another invocation for {owner}")
                     time.sleep(_POLL_S)
                 # Whoever held it may have removed it: the lock of a file without a name keeps nobody out.
@@ -181,7 +181,8 @@ class Journals:
             return None
 
 
-def _locked(fd: int) -> bool:
+def locked(fd: int) -> bool:
+    """Take the lock of a file, to be let go of by closing it; false where another process has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -5,7 +5,6 @@ Nothing here is ever the proof of anything, nor an error: what cannot be read or
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -16,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
+
+from ipam.stores.journal import locked
 
 Json = dict[str, Any]
 
@@ -63,14 +64,17 @@ class Scratch:
             self._path(about).unlink()
 
     @contextmanager
-    def hold(self, about: str, patience_s: float) -> Iterator[int | None]:
+    def hold(self, about: str, patience_s: float, *, makes: bool = True) -> Iterator[int | None]:
         """Hold a file of the subject's, to be read and written by ``os.pread`` and ``os.pwrite``; None without it.
 
-        None too when somebody else has it for longer than ``patience_s``, stopped for instance.
+        None too when somebody else has it for longer than ``patience_s``, stopped for instance. ``makes``: where there
+        is none yet.
         """
         try:
-            self._make()
-            fd = os.open(self._path(about).with_suffix(".held"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if makes:
+                self._make()
+            flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if makes else 0)
+            fd = os.open(self._path(about).with_suffix(".held"), flags, 0o600)
         except OSError as error:
             log.debug("nothing of this node is held about %s: %s", about, error)
             yield None
@@ -90,14 +94,10 @@ class Scratch:
 
 def _is_locked(fd: int, patience_s: float) -> bool:
     until, pause = time.monotonic() + patience_s, _SHORTEST_POLL_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                return False
-            # Not all of a hundred at the same moment, nor each so often that they keep the processors from the one.
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-            pause = min(1.5 * pause, _LONGEST_POLL_S)
-        else:
-            return True
+    while not locked(fd):
+        if time.monotonic() >= until:
+            return False
+        # Not all of a hundred at the same moment, nor each so often that they keep the processors from the one.
+        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+        pause = min(1.5 * pause, _LONGEST_POLL_S)
+    return True

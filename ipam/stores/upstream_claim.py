@@ -21,7 +21,7 @@ from ipam.stores.iplease import Json
 from ipam.stores.journal import Journal
 from ipam.stores.known import Believed
 from ipam.stores.kubernetes_api import Refused, ReplyLost
-from ipam.stores.node_line import Tried
+from ipam.stores.node_queue import Tried
 from ipam.stores.runs import Runs
 from ipam.stores.scratch import Scratch
 from ipam.stores.upstream_cluster import MEETINGS, Cluster, Place

@@ -27,7 +27,7 @@ from ipam.stores.contention import Turns
 from ipam.stores.contract import Deadline, Owner, Pool
 from ipam.stores.iplease import OWNER_LABEL, Json, owner_label
 from ipam.stores.kubernetes_api import KubernetesApi, Refused, ReplyLost
-from ipam.stores.node_line import Line
+from ipam.stores.node_queue import Queue
 from ipam.stores.scratch import Scratch
 from ipam.stores.upstream_names import object_of, pool_name, reservation_name
 from ipam.stores.upstream_notes import Cooling, Mark
@@ -63,13 +63,13 @@ class Place(NamedTuple):
 
 
 class Cluster:
-    """Pools and reservations of one namespace; ``scratch`` has the lines in which this node changes them."""
+    """Pools and reservations of one namespace; ``scratch`` has the queues in which this node changes them."""
 
     def __init__(
         self, api: KubernetesApi, *, deadline: Deadline, migrates: bool = False, scratch: Scratch | None = None
     ) -> None:
         self.api = api
-        self._line = Line(scratch, deadline)
+        self._queue = Queue(scratch, deadline)
         self.turns = Turns(deadline, lambda: api.answering_s)
         self._deadline = deadline
         self._migrates = migrates
@@ -179,9 +179,9 @@ class Cluster:
         """
         path = f"{self._pools}/{pool.name}"
         self.turns.wait(len(pool.allocations))
-        with self._line.at(self._about(pool)) as changes:
+        with self._queue.at(self._about(pool)) as changes:
             if changes.since(pool.read_at):
-                patched = self.api.patch(path, operations if crowded is None else crowded, metadata_only=True)
+                patched = self.api.patch(path, crowded or operations, metadata_only=True)
             elif self.turns.met >= MEETINGS:
                 patched = self.api.patch(path, operations, metadata_only=True)
             else:
@@ -191,7 +191,7 @@ class Cluster:
 
     def _make(self, pool: PoolObject, obj: Json) -> Json | None:
         """Create a pool; None when another invocation here has done so. Raises: Refused, ReplyLost."""
-        with self._line.at(self._about(pool)) as changes:
+        with self._queue.at(self._about(pool)) as changes:
             if changes.since(pool.read_at):
                 return None
             made = self.api.create(self._pools, obj)
@@ -265,8 +265,8 @@ class Cluster:
             try:
                 patch = pool.removing(place.offset, owner, cooling, now=now, sweeps=sweeps)
                 # Others sweep the same annotations, and one that has gone would make the patch fail.
-                alone = pool.removing(place.offset, owner, cooling, now=now, sweeps=False) if sweeps else patch
-                self._patch(pool, patch, crowded=alone)
+                crowded = pool.removing(place.offset, owner, cooling, now=now, sweeps=False) if sweeps else patch
+                self._patch(pool, patch, crowded=crowded)
                 return True
             except ReplyLost:
                 removed = True

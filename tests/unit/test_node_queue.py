@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from ipam.stores import node_line
+from ipam.stores import node_queue
 from ipam.stores.contract import Deadline, Owner
-from ipam.stores.node_line import Line, Tried
+from ipam.stores.node_queue import Queue, Tried
 from ipam.stores.scratch import Scratch
 
 ONE, OTHER = Owner("c1", "net1"), Owner("c2", "net1")
@@ -21,12 +21,12 @@ def scratch(tmp_path):
     return Scratch(tmp_path / "run" / "stores")
 
 
-def _line(scratch, deadline_s=60.0):
-    return Line(scratch, Deadline(deadline_s))
+def _queue(scratch, deadline_s=60.0):
+    return Queue(scratch, Deadline(deadline_s))
 
 
 def _stay(scratch, has_it, may_go):
-    with _line(scratch).at("a pool") as changes:
+    with _queue(scratch).at("a pool") as changes:
         has_it.set()
         may_go.wait(60)
         changes.note()
@@ -44,11 +44,11 @@ def _in_another_process(act, *given):
 def test_who_comes_second_waits_and_is_told_of_the_change(scratch):
     process, may_go = _in_another_process(_stay, scratch)
     read_at = time.monotonic()
-    with _line(scratch).at("another pool") as changes:
+    with _queue(scratch).at("another pool") as changes:
         assert not changes.since(0)
     context = multiprocessing.get_context("fork")
     context.Process(target=lambda: (time.sleep(0.2), may_go.set())).start()
-    with _line(scratch).at("a pool") as changes:
+    with _queue(scratch).at("a pool") as changes:
         assert may_go.is_set()
         assert changes.since(read_at)
         assert not changes.since(time.monotonic())
@@ -56,20 +56,20 @@ def test_who_comes_second_waits_and_is_told_of_the_change(scratch):
 
 
 def test_a_change_that_failed_is_none(scratch):
-    with pytest.raises(KeyError), _line(scratch).at("a pool"):
+    with pytest.raises(KeyError), _queue(scratch).at("a pool"):
         raise KeyError
-    with _line(scratch).at("a pool") as changes:
+    with _queue(scratch).at("a pool") as changes:
         assert not changes.since(0)
 
 
 def test_nobody_waits_for_ever_and_nobody_for_the_dead(scratch):
     process, _may_go = _in_another_process(_stay, scratch)
-    with _line(scratch, deadline_s=0.4).at("a pool") as changes:
+    with _queue(scratch, deadline_s=0.4).at("a pool") as changes:
         assert not changes.since(0)
         changes.note()  # of no use, and no harm
     process.kill()
     process.join()
-    with _line(scratch).at("a pool") as changes:
+    with _queue(scratch).at("a pool") as changes:
         assert not changes.since(0)
 
 
@@ -97,7 +97,7 @@ def test_what_is_not_had_after_all_is_tried_by_others(scratch):
 def test_it_is_forgotten_after_a_while(scratch, monkeypatch):
     tried = Tried(scratch, "a pool")
     tried.choose([5], ONE)
-    monkeypatch.setattr(node_line, "_TRIED_S", 0.0)
+    monkeypatch.setattr(node_queue, "_TRIED_S", 0.0)
     assert tried.choose([5], OTHER) == 5
 
 
@@ -107,22 +107,22 @@ def test_it_is_forgotten_after_a_while(scratch, monkeypatch):
 def test_a_damaged_file_is_as_if_it_were_not_there(scratch, tmp_path, content):
     tried = Tried(scratch, "a pool")
     tried.choose([5], ONE)
-    with _line(scratch).at("a pool") as changes:
+    with _queue(scratch).at("a pool") as changes:
         changes.note()
     files = list((tmp_path / "run" / "stores").iterdir())
     assert len(files) == 2
     for file in files:
         file.write_bytes(content)
-    with _line(scratch).at("a pool") as changes:
+    with _queue(scratch).at("a pool") as changes:
         assert not changes.since(0)
     assert tried.choose([5], OTHER) == 5
 
 
-def test_without_a_directory_there_is_no_line(tmp_path):
+def test_without_a_directory_there_is_no_queue(tmp_path):
     (tmp_path / "run").write_text("a file")
     scratch = Scratch(tmp_path / "run" / "stores")
     with contextlib.ExitStack() as held:
         for _ in range(2):
-            assert not held.enter_context(_line(scratch).at("a pool")).since(0)
+            assert not held.enter_context(_queue(scratch).at("a pool")).since(0)
     assert Tried(scratch, "a pool").choose([5], ONE) is None
     Tried(scratch, "a pool").drop(ONE)

@@ -1,12 +1,13 @@
 """What the invocations of one node need not fight out at the API server: whose turn it is, and who tries what.
 
-A runtime that starts a hundred pods has a hundred of them change one object. They stand in line for it here, so that
+A runtime that starts a hundred pods has a hundred of them change one object. They queue for it here, so that
 only what other nodes do can make a change fail, and each tries an address of its own. Files of this node, without
 which all goes on as among strangers (``ipam.stores.contention``): nothing here is proof of anything.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -27,7 +28,7 @@ _BYTES = 65536
 
 
 class Changes:
-    """What is known here of the changes of one object; only while its place in the line is held."""
+    """What is known here of the changes of one object; only at the head of its queue."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
@@ -42,8 +43,8 @@ class Changes:
         _write(self._fd, repr(time.monotonic()))
 
 
-class Line:
-    """The place of this invocation in the lines for what is changed on the server."""
+class Queue:
+    """The queues in which this node's invocations wait for what they change on the server."""
 
     def __init__(self, scratch: Scratch | None, deadline: Deadline) -> None:
         self._scratch = scratch
@@ -51,7 +52,7 @@ class Line:
 
     @contextmanager
     def at(self, about: str) -> Iterator[Changes]:
-        """Hold our place at the head of the line for an object, or go on without one after a while."""
+        """Hold the head of the queue for an object, or go on without it after a while."""
         if self._scratch is None:
             yield Changes(None)
             return
@@ -83,7 +84,7 @@ class Tried:
 
         ``besides``: what it has taken. Who read the object before it did so still must not try that.
         """
-        with self._scratch.hold(self._about, _SHORT_PATIENCE_S) as fd:
+        with self._scratch.hold(self._about, _SHORT_PATIENCE_S, makes=False) as fd:
             tried, own = _tried(fd), _named(owner)
             left = {value: each for value, each in tried.items() if each[1] != own or int(value) in besides}
             if left != tried:
@@ -111,11 +112,13 @@ def _read(fd: int | None) -> str:
 def _write(fd: int | None, content: str) -> None:
     if fd is None or len(content) > _BYTES:
         return
+    os.ftruncate(fd, 0)
     try:
-        os.ftruncate(fd, 0)
         os.pwrite(fd, content.encode(), 0)
-    except OSError:
-        pass  # a full /run: the next one knows nothing
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # /run is full: the next one knows nothing.
 
 
 def _number(text: str) -> float:
