@@ -16,6 +16,7 @@ import pytest
 
 from conf.executables import COMMAND, EXECUTABLES
 from tests.contract.archive import ADD, call, restamped
+from tests.processes import started
 
 
 def wait_until(true_of_it: Callable[[], object], what: str, *, patience_s: float = 300) -> None:
@@ -165,15 +166,11 @@ def sleeping(installed: Installed, tmp_path: Path, command: str = "DEL") -> tupl
     )
     delegate.chmod(0o755)
     conf = {**STATIC, "type": "host-device", "device": "lo", "ipam": {"type": "sleeper"}}
-    process = subprocess.Popen(
+    process = started(
         [installed.bin / "host-device"],
-        env=environ(installed, command, CNI_PATH=str(tmp_path), PATH="/usr/bin:/bin"),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(conf))
-    process.stdin.close()
-    process.stdin = None
+        conf,
+        environ(installed, command, CNI_PATH=str(tmp_path), PATH="/usr/bin:/bin"),
+    )
     wait_until((tmp_path / "calls").exists, "the delegate is called")
     return process, gate
 

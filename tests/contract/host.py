@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.contract.agent import Installed
+from tests.processes import started
 
 # Sleeps until there is a file "go on" beside it, as ADD; tells what it was called for.
 SLEEPER = """#!/bin/sh
@@ -55,15 +56,7 @@ class Host:
             "PATH": os.defpath,
             **env,
         }
-        process = subprocess.Popen(
-            [*self.installed.prefix, *words],
-            env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(conf))
-        process.stdin.close()
-        process.stdin = None
-        return process
+        return started([*self.installed.prefix, *words], conf, environ)
 
     def call(self, command: str, conf: dict[str, Any], pod: str, **env: str) -> subprocess.CompletedProcess[str]:
         return ended(self.start(command, conf, pod, **env))

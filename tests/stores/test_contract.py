@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 
 import pytest
@@ -10,6 +9,7 @@ from netaddr import IPAddress, IPNetwork
 
 from conf.errors import AddressesExhausted, TryAgainLater
 from ipam.stores.contract import Owner, Want
+from tests.processes import at_once
 from tests.stores.conftest import owner, pool, release, reserve
 
 BLOCK = "10.0.0.0/29"  # hands out .1 to .6
@@ -239,24 +239,15 @@ def test_probe_writes_nothing_and_passes_before_and_after_the_first_lease(lab):
 PATIENCE_S = 300.0
 
 
-def _reserve_in_a_process(lab, name, barrier, results):
-    barrier.wait(PATIENCE_S)
-    try:
-        results.put((name, reserve(lab, name, "10.9.0.0/22", "2001:db8::/64", deadline_s=PATIENCE_S)))
-    except AddressesExhausted as error:
-        results.put((name, error.msg))
-
-
 def _concurrently(lab, names):
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(len(names)), context.Queue()
-    processes = [context.Process(target=_reserve_in_a_process, args=(lab, name, barrier, results)) for name in names]
-    for process in processes:
-        process.start()
-    collected = [results.get(timeout=2 * PATIENCE_S) for _ in processes]
-    for process in processes:
-        process.join()
-    return collected
+    def act(name, wait):
+        wait()
+        try:
+            return reserve(lab, name, "10.9.0.0/22", "2001:db8::/64", deadline_s=PATIENCE_S)
+        except AddressesExhausted as error:
+            return error.msg
+
+    return at_once(act, names)
 
 
 def test_200_concurrent_owners_get_200_addresses(lab):

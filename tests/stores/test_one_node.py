@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-
 import pytest
 
 from ipam.stores.contract import Want
+from tests.processes import at_once
 from tests.stores.conftest import Lab, kubernetes_lab, owner, pool
 
 PODS = 24
@@ -28,23 +27,14 @@ def _release(store, name):
     return [str(lease.address) for lease in store.release(owner(name))]
 
 
-def _in_a_process(lab, act, name, barrier, results):
-    with lab.open(deadline_s=PATIENCE_S) as store:
-        barrier.wait()
-        done = act(store, name)
-        results.put((name, done, store.api.calls))
+def _at_once(lab, call):
+    def act(name, wait):
+        with lab.open(deadline_s=PATIENCE_S) as store:
+            wait()
+            return call(store, name), store.api.calls
 
-
-def _at_once(lab, act):
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(PODS), context.Queue()
-    processes = [context.Process(target=_in_a_process, args=(lab, act, f"c{n}", barrier, results)) for n in range(PODS)]
-    for process in processes:
-        process.start()
-    collected = [results.get(timeout=2 * PATIENCE_S) for _ in processes]
-    for process in processes:
-        process.join()
-    return collected
+    collected = at_once(act, [f"c{n}" for n in range(PODS)])
+    return [(name, done, calls) for name, (done, calls) in collected]
 
 
 def test_a_nodes_pods_lose_no_race_to_each_other(lab):

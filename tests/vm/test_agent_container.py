@@ -24,6 +24,7 @@ from tests.contract import container
 from tests.contract.agent import wait_until
 from tests.contract.archive import read_entry, refusal
 from tests.contract.host import ended
+from tests.processes import started
 from tests.vm.node import FLAGS, PF, VFS, VOLATILE, Pod, config, differences, links, netdev, snapshot, vf_state
 from tests.vm.rdma_node import RDMA, STATIC, VF, devices
 
@@ -114,15 +115,7 @@ def start(command: str, conf: dict[str, Any], pod: Pod, **env: str) -> subproces
         "PATH": os.defpath,
         **env,
     }
-    process = subprocess.Popen(
-        [f"/opt/cni/bin/{conf['type']}"], env=environ,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(conf))
-    process.stdin.close()
-    process.stdin = None
-    return process
+    return started([f"/opt/cni/bin/{conf['type']}"], conf, environ)
 
 
 def call(command: str, conf: dict[str, Any], pod: Pod, **env: str) -> subprocess.CompletedProcess[str]:
